@@ -1,0 +1,1 @@
+"""The papers' layers, one file each; import them from ``unrolling``."""

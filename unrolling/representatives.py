@@ -1,0 +1,207 @@
+"""Representative strategies of CBSA: which few (or all) vectors stand for the tokens of a head."""
+
+from __future__ import annotations
+
+import abc
+import math
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from .errors import check_count
+
+__all__ = [
+    "SVD",
+    "Axes",
+    "GridPool",
+    "LearnedQueries",
+    "OfficialGridPool",
+    "Representatives",
+    "SequencePool",
+    "Strided",
+    "Tokens",
+]
+
+
+class Representatives(nn.Module, abc.ABC):
+    """How CBSA finds its initial representatives; the softmax of their products with the tokens extracts the rest."""
+
+    softmax_extraction: ClassVar[bool] = True
+    """Whether ``initial`` feeds P = softmax(s Q_ini Wᵀ). The others (all tokens, SVD, axes) need no softmax."""
+
+    token_count: int | None = None
+
+    def initial(self, w: Tensor, class_tokens: int, grid: tuple[int, int] | None) -> Tensor:
+        """Q_ini ``(..., heads, m, head_dim)`` from the coordinates w ``(..., heads, tokens, head_dim)``.
+
+        The first ``class_tokens`` tokens have no place in the image and are left out; ``grid`` is its height and
+        width in patches.
+        """
+        raise TypeError(f"{type(self).__name__} has no initial representatives: it needs no softmax extraction.")
+
+
+@final
+class GridPool(Representatives):
+    """Two-dimensional adaptive average pooling of the patch tokens to a grid of representatives.
+
+    Parameters
+        size: rows and columns of representatives, 8 × 8 in CBSA. grid: rows and columns of patches, if the same for
+        every input; else give ``grid=`` in the call. A square is never assumed.
+    Source
+        CBSA, arXiv 2509.16875, section 3.2. Bin i of n cells pooled to m covers ⌊i n/m⌋ … ⌈(i+1) n/m⌉ − 1.
+    Raises
+        ValueError if rows × columns is not the number of patch tokens, or no grid was given.
+    """
+
+    def __init__(self, size: tuple[int, int] = (8, 8), grid: tuple[int, int] | None = None) -> None:
+        super().__init__()
+        for name, value in (("size", size), ("grid", grid)):
+            if value is not None:
+                _check_pair("GridPool", name, value)
+        self.size, self.grid = tuple(size), grid
+        self.token_count = None if grid is None else grid[0] * grid[1]
+
+    def initial(self, w: Tensor, class_tokens: int, grid: tuple[int, int] | None) -> Tensor:
+        """The averages of the patch tokens over the bins."""
+        patches = _patches("GridPool", w, class_tokens)
+        grid = self.grid if grid is None else grid
+        if grid is None:
+            raise ValueError(
+                f"GridPool: the grid of the {patches.shape[-2]} patch tokens is not known; pass grid=(rows, columns) to"
+                " the call or to GridPool. A square is never assumed; for a sequence use SequencePool."
+            )
+        _check_pair("GridPool", "grid", grid)
+        if grid[0] * grid[1] != patches.shape[-2]:
+            raise ValueError(
+                f"GridPool: grid {grid[0]} × {grid[1]} = {grid[0] * grid[1]}, but there are {patches.shape[-2]} patch tokens"
+                f" ({w.shape[-2]} tokens less {class_tokens} class tokens)."
+            )
+        image = patches.mT.reshape(-1, w.shape[-1], *grid)
+        pooled = F.adaptive_avg_pool2d(image, self.size).flatten(-2).mT
+        return pooled.reshape(*w.shape[:-2], -1, w.shape[-1])
+
+    def extra_repr(self) -> str:
+        """Sizes."""
+        return f"size={self.size}, grid={self.grid}"
+
+
+@final
+class SequencePool(Representatives):
+    """One-dimensional adaptive average pooling of the patch tokens to ``count`` representatives."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        check_count("SequencePool", "count", count)
+        self.count = count
+
+    def initial(self, w: Tensor, class_tokens: int, grid: tuple[int, int] | None) -> Tensor:
+        """The averages of consecutive tokens over the bins."""
+        patches = _patches("SequencePool", w, class_tokens)
+        pooled = F.adaptive_avg_pool1d(patches.mT.reshape(-1, w.shape[-1], patches.shape[-2]), self.count).mT
+        return pooled.reshape(*w.shape[:-2], self.count, w.shape[-1])
+
+    def extra_repr(self) -> str:
+        """Size."""
+        return f"count={self.count}"
+
+
+@final
+class LearnedQueries(Representatives):
+    """Initial representatives that are learned, the same for every input; drawn from N(0, 1) at first."""
+
+    def __init__(self, count: int, heads: int, head_dim: int) -> None:
+        super().__init__()
+        for name, value in (("count", count), ("heads", heads), ("head_dim", head_dim)):
+            check_count("LearnedQueries", name, value)
+        self.queries = nn.Parameter(torch.randn(heads, count, head_dim))
+
+    def initial(self, w: Tensor, class_tokens: int, grid: tuple[int, int] | None) -> Tensor:
+        """The learned queries, whatever the tokens."""
+        if self.queries.shape[::2] != w.shape[-3::2]:
+            raise ValueError(
+                f"LearnedQueries: made for (heads, head_dim) = {tuple(self.queries.shape[::2])}, but the layer has"
+                f" {tuple(w.shape[-3::2])}."
+            )
+        return self.queries.expand(*w.shape[:-3], *self.queries.shape)
+
+
+@final
+class Strided(Representatives):
+    """Every ``stride``-th patch token is an initial representative."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        check_count("Strided", "stride", stride)
+        self.stride = stride
+
+    def initial(self, w: Tensor, class_tokens: int, grid: tuple[int, int] | None) -> Tensor:
+        """Patch tokens 0, stride, 2 stride, …"""
+        return _patches("Strided", w, class_tokens)[..., :: self.stride, :]
+
+    def extra_repr(self) -> str:
+        """Stride."""
+        return f"stride={self.stride}"
+
+
+@final
+class Tokens(Representatives):
+    """The tokens represent themselves: Q = W, P = I. CBSA is then MSSA (CBSA, eq. 9)."""
+
+    softmax_extraction = False
+
+
+@final
+class SVD(Representatives):
+    """The principal directions: W = R Σ Lᵀ, P = Rᵀ, m = p. CBSA's exact form is then linear attention (eq. 12).
+
+    No decomposition is computed: ``Pᵀ contract(P W) = W (I + WᵀW/ε²)⁻¹/ε²`` whatever the signs and order of R.
+    """
+
+    softmax_extraction = False
+
+
+@final
+class Axes(Representatives):
+    """The coordinate axes scaled by the channels' norms: CBSA's exact form is then channel attention (eq. 13)."""
+
+    softmax_extraction = False
+
+
+@final
+class OfficialGridPool(Representatives):
+    """The pooling of CBSA's released code, its slip included: for ``compat="official"`` only.
+
+    The released code drops the LAST token and pools the rest as an int(√N) square, while its class token comes
+    FIRST: the grid it pools is [class, patch 0, …], shifted by one cell. Needs N = g² + 1 tokens.
+    """
+
+    def __init__(self, size: tuple[int, int] = (8, 8)) -> None:
+        super().__init__()
+        _check_pair("OfficialGridPool", "size", size)
+        self.size = tuple(size)
+
+    def initial(self, w: Tensor, class_tokens: int, grid: tuple[int, int] | None) -> Tensor:
+        """The averages of the tokens but the last, laid out as a square."""
+        side = math.isqrt(w.shape[-2])
+        if side == 0 or side * side != w.shape[-2] - 1:
+            raise ValueError(f"OfficialGridPool: the released code takes g² + 1 tokens, but there are {w.shape[-2]}.")
+        image = w[..., :-1, :].mT.reshape(-1, w.shape[-1], side, side)
+        pooled = F.adaptive_avg_pool2d(image, self.size).flatten(-2).mT
+        return pooled.reshape(*w.shape[:-2], -1, w.shape[-1])
+
+
+def _patches(owner: str, w: Tensor, class_tokens: int) -> Tensor:
+    if w.shape[-2] <= class_tokens:
+        raise ValueError(
+            f"{owner}: {w.shape[-2]} tokens of which {class_tokens} are class tokens leave nothing to represent them."
+        )
+    return w[..., class_tokens:, :]
+
+
+def _check_pair(owner: str, name: str, value: object) -> None:
+    if not (isinstance(value, (tuple, list)) and len(value) == 2):
+        raise ValueError(f"{owner}: {name} must be (rows, columns), but is {value!r}.")
+    for side in value:
+        check_count(owner, name, side)

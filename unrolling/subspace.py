@@ -1,0 +1,194 @@
+"""What MSSA and CBSA share: bases, output matrix, step sizes. The formulas are the layers' own."""
+
+from __future__ import annotations
+
+import abc
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations
+
+from objectives import Objective
+
+from .base import UnrolledLayer
+from .errors import check_choice, check_count, check_input, check_sizes, step_in_certificate
+
+__all__ = ["SubspaceLayer", "contract", "per_head"]
+
+
+class SubspaceLayer(UnrolledLayer, abc.ABC):
+    """A layer that works on the coordinates of the tokens in K subspaces and moves the tokens along them.
+
+    See :class:`unrolling.MSSA` and :class:`unrolling.CBSA` for the arguments.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        head_dim: int | None = None,
+        *,
+        form: str,
+        forms: tuple[str, ...],
+        epsilon: float,
+        scale: float | None,
+        step_size: float,
+        learnable_step: bool,
+        per_head_step: bool,
+        certified: bool,
+        tied: bool,
+        output_bias: bool,
+        basis: str,
+        class_tokens: int,
+        U: Tensor | None,
+    ) -> None:
+        super().__init__()
+        owner = type(self).__name__
+        if U is not None and (not isinstance(U, Tensor) or U.ndim != 3 or U.shape[:2] != (heads, dim)):
+            raise ValueError(
+                f"{owner}: U must be a tensor (heads, dim, head_dim) = ({heads}, {dim}, …), but is"
+                f" {tuple(U.shape) if isinstance(U, Tensor) else type(U).__name__}."
+            )
+        head_dim = U.shape[-1] if U is not None else (dim // heads if head_dim is None and heads > 0 else head_dim)
+        check_choice(owner, "basis", basis, ("orthonormal", "free"))
+        check_sizes(owner, dim, heads, head_dim, basis == "orthonormal")  # type: ignore[arg-type]
+        check_choice(owner, "form", form, forms)
+        check_count(owner, "class_tokens", class_tokens, 0)
+        for name, value in (("epsilon", epsilon), ("scale", scale)):
+            if value is not None and not (value > 0 and value < float("inf")):
+                raise ValueError(f"{owner}: {name} must be positive and finite, but is {value}.")
+        assert head_dim is not None  # check_sizes has refused it
+        self.dim, self.heads, self.head_dim = dim, heads, head_dim
+        self.form, self.epsilon, self.class_tokens = form, float(epsilon), class_tokens
+        self.scale = head_dim**-0.5 if scale is None else float(scale)
+        self.certified, self.tied, self.per_head_step = certified, tied, per_head_step
+        self._init_basis(basis, U)
+        self._init_output(output_bias)
+        self._init_step(float(step_size), learnable_step)
+
+    def _init_basis(self, basis: str, U: Tensor | None) -> None:
+        flat = torch.empty(self.dim, self.heads * self.head_dim)
+        if U is not None:
+            flat = U.detach().transpose(0, 1).flatten(-2).clone()
+        else:
+            nn.init.orthogonal_(flat)
+        self.orthonormal = basis == "orthonormal"
+        self.basis = nn.Parameter(flat)
+        if self.orthonormal:
+            gram = flat.mT @ flat
+            deviation = float((gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).abs().max())
+            if not deviation <= torch.finfo(flat.dtype).eps ** 0.5:
+                raise ValueError(
+                    f"{type(self).__name__}: U is not orthonormal: max |UᵀU − I| = {deviation:.3g}. Orthonormalise it,"
+                    " or pass basis='free'."
+                )
+            # Householder reflections keep the columns orthonormal to rounding whatever the optimiser does.
+            parametrizations.orthogonal(self, "basis", "householder", use_trivialization=True)
+
+    def _init_output(self, bias: bool) -> None:
+        owner, inner = type(self).__name__, self.heads * self.head_dim
+        if self.tied and bias:
+            raise ValueError(f"{owner}: an output bias belongs to a free output matrix; pass tied=False.")
+        if not self.tied:
+            self.output = nn.Linear(inner, self.dim, bias=bias, dtype=self.basis.dtype, device=self.basis.device)
+            with torch.no_grad():
+                self.output.weight.copy_(self.basis)
+                if bias:
+                    self.output.bias.zero_()
+
+    def _init_step(self, step: float, learnable: bool) -> None:
+        owner = type(self).__name__
+        if step != step or abs(step) == float("inf"):
+            raise ValueError(f"{owner}: step_size must be finite, but is {step}.")
+        if self.certified:
+            if not self.orthonormal:
+                raise ValueError(f"{owner}: certified=True needs orthonormal bases; pass basis='orthonormal'.")
+            if not self.tied:
+                raise ValueError(f"{owner}: certified=True needs the tied output: a free one is no gradient step.")
+            step_in_certificate(owner, step, signed=self.form != "exact")
+            self.step_sign = 1.0 if step > 0 else -1.0
+            share = torch.tensor(abs(step) / 2, dtype=self.basis.dtype)
+            step_tensor = torch.log(share / (1 - share))
+        else:
+            self.step_sign = 1.0
+            step_tensor = torch.tensor(step, dtype=self.basis.dtype)
+        if self.per_head_step:
+            step_tensor = step_tensor.expand(self.heads).clone()
+        self.step = nn.Parameter(step_tensor, requires_grad=learnable)
+
+    @property
+    def U(self) -> Tensor:
+        """The bases, ``(heads, dim, head_dim)``."""
+        return self.basis.unflatten(-1, (self.heads, self.head_dim)).transpose(0, 1)
+
+    def _coordinates(self, x: Tensor) -> Tensor:
+        check_input(type(self).__name__, x, self.U)
+        return (x @ self.basis).unflatten(-1, (self.heads, self.head_dim)).transpose(-3, -2)
+
+    def _back(self, per_head: Tensor) -> Tensor:
+        joined = per_head.transpose(-3, -2).flatten(-2)
+        return self.output(joined) if not self.tied else joined @ self.basis.mT
+
+    def kappa(self, bounds: float | Tensor) -> Tensor:
+        """The step sizes: ``()`` if all heads share one, else ``(..., heads)``.
+
+        ``bounds`` holds the smoothness constant L of every head, ``(..., heads)`` or one number for all. It matters
+        only to certified steps, 2 σ(θ)/L with θ learned, which stay inside (0, 2/L) whatever the optimiser does; L is
+        not differentiated.
+        """
+        if not self.certified:
+            return self.step
+        limit = torch.as_tensor(bounds, dtype=self.basis.dtype, device=self.basis.device).detach()
+        return self.step_sign * 2.0 * torch.sigmoid(self.step) / limit.clamp(min=torch.finfo(limit.dtype).tiny)
+
+    @abc.abstractmethod
+    def bounds_at(self, x: Tensor) -> float | Tensor:
+        """An upper bound for the smoothness constant L of every head's objective at ``x``."""
+
+    @abc.abstractmethod
+    def _declare(self, x: Tensor, weights: Tensor | None) -> Objective:
+        """The objective at ``x``, its heads weighted."""
+
+    def objective_at(self, x: Tensor) -> Objective:
+        """The objective of the form, auxiliaries frozen at ``x``; steps of every head's own weight its heads."""
+        self._require_tied()
+        kappa = self.kappa(self.bounds_at(x)).detach()
+        return self._declare(x, kappa if kappa.ndim else None)
+
+    def step_size_at(self, x: Tensor) -> Tensor:
+        """κ at ``x``; 1 where every head has its own, which are then the weights of the objective's heads."""
+        kappa = self.kappa(self.bounds_at(x)).detach()
+        return torch.ones_like(kappa[..., 0].flatten()[0]) if kappa.ndim else kappa
+
+    def _require_tied(self) -> None:
+        if self.tied:
+            return
+        difference = float((self.output.weight - self.basis).detach().abs().max())
+        offset = 0.0 if self.output.bias is None else float(self.output.bias.detach().abs().max())
+        if difference > 0 or offset > 0:
+            raise ValueError(
+                f"{type(self).__name__}: no descent is claimed: the output matrix is free and differs from the bases"
+                f" (max |O − U| = {difference:.3g}, max |bias| = {offset:.3g}). Use tied=True for a gradient step."
+            )
+
+    def extra_repr(self) -> str:
+        """Sizes, form and options, as ``print(layer)`` shows them."""
+        parts = [f"dim={self.dim}, heads={self.heads}, head_dim={self.head_dim}, form={self.form!r}"]
+        parts += [name for name in ("certified", "per_head_step") if getattr(self, name)]
+        parts += [] if self.tied else ["free output"]
+        return ", ".join(parts)
+
+
+def contract(q: Tensor, beta: float | Tensor) -> Tensor:
+    """``β q (I + β qᵀq)⁻¹`` for q ``(..., rows, columns)``, on the smaller side, by one linear solve."""
+    by_rows = q.shape[-2] < q.shape[-1]
+    gram = q @ q.mT if by_rows else q.mT @ q
+    system = torch.eye(gram.shape[-1], dtype=q.dtype, device=q.device) + beta * gram
+    if by_rows:
+        return torch.linalg.solve(system, beta * q)
+    return torch.linalg.solve(system, beta * q, left=False)
+
+
+def per_head(kappa: Tensor) -> Tensor:
+    """Step sizes ``()`` or ``(..., heads)`` in a shape that multiplies ``(..., heads, rows, columns)``."""
+    return kappa[..., None, None] if kappa.ndim else kappa
