@@ -28,7 +28,7 @@ def check_positive(owner: str, name: str, value: object) -> None:
         isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0)
     ):
         raise TypeError(f"{owner}: {name} must be a positive number, but is {value!r}.")
-    number = float(value)
+    number = float(value.detach() if isinstance(value, Tensor) else value)
     if not (number > 0 and math.isfinite(number)):
         raise ValueError(f"{owner}: {name} must be positive and finite, but is {number}.")
 

@@ -32,7 +32,7 @@ class CrossAttentionEnergy(Objective):
         ``−Σ_c lse_s(x_c keysᵀ)``, plus ``½‖x‖²`` if ``quadratic``
     Gradient
         ``−softmax(s x keysᵀ) keys`` (plus x). With the quadratic term a step of size 1 is attention itself.
-        L = s·min(½‖K − 1k̄ᵀ‖₂², max_j ‖k_j − k̄‖²) from the covariance of the attended keys; max(1, L) with the
+        L = s·min(½‖K − 1k̄ᵀ‖₂², max_j ‖k_j − k̄‖², max_j ‖k_j‖²) from the covariance of the attended keys; max(1, L) with the
         quadratic term, since the two Hessians have opposite signs.
     Shapes
         x, the queries, ``(..., queries, dim)``; keys ``(..., tokens, dim)``
@@ -276,10 +276,12 @@ def spread(keys: Tensor, scale: float | Tensor) -> Tensor:
     """A bound for the Hessian of ``lse_s(K q)`` in q: s times the largest covariance of attended keys.
 
     The Hessian is s Kᵀ(diag a − a aᵀ)K, a covariance of the keys under a: at most the squared radius of the keys
-    about their mean, and at most half the squared spectral norm of the centred keys, since ‖diag a − a aᵀ‖ ≤ ½.
+    about their mean or about zero, and at most half the squared spectral norm of the centred keys, since
+    ‖diag a − a aᵀ‖ ≤ ½.
     """
-    centred = keys.detach() - keys.detach().mean(-2, keepdim=True)
-    radius = centred.square().sum(-1).amax(-1)
+    keys = keys.detach()
+    centred = keys - keys.mean(-2, keepdim=True)
+    radius = torch.minimum(centred.square().sum(-1).amax(-1), keys.square().sum(-1).amax(-1))
     gram = centred.mT @ centred if keys.shape[-2] >= keys.shape[-1] else centred @ centred.mT
     return scale * torch.minimum(radius, 0.5 * torch.linalg.eigvalsh(gram)[..., -1].clamp(min=0))
 

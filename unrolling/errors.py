@@ -44,9 +44,9 @@ def check_sizes(owner: str, dim: int, heads: int, head_dim: int, orthonormal: bo
         )
 
 
-def check_input(owner: str, x: object, U: Tensor) -> None:
-    """Raise unless ``x`` is a non-empty floating-point ``(..., tokens, dim)`` that fits U in dim and dtype."""
-    heads, dim, head_dim = U.shape
+def check_input(owner: str, x: object, basis: Tensor, heads: int) -> None:
+    """Raise unless ``x`` is a non-empty ``(..., tokens, dim)`` that fits the bases ``(dim, inner)`` in dim and dtype."""
+    dim, inner = basis.shape
     if not isinstance(x, Tensor):
         raise TypeError(f"{owner}: x must be a torch.Tensor, but is a {type(x).__name__}.")
     if x.ndim < 2 or x.shape[-2] == 0:
@@ -54,10 +54,12 @@ def check_input(owner: str, x: object, U: Tensor) -> None:
     if x.shape[-1] != dim:
         raise ValueError(
             f"{owner}: x has dim {x.shape[-1]}, but U expects dim {dim}.\n"
-            f"  x is (..., tokens, dim) = {tuple(x.shape)}; U is (heads, dim, head_dim) = {(heads, dim, head_dim)}."
+            f"  x is (..., tokens, dim) = {tuple(x.shape)}; U is (heads, dim, head_dim) = {(heads, dim, inner // heads)}."
         )
-    if x.dtype != U.dtype and not torch.is_autocast_enabled(x.device.type):
-        raise TypeError(f"{owner}: x is {x.dtype}, but the layer is {U.dtype}. Convert one: layer.to(x.dtype), x.to(...).")
+    if x.dtype != basis.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(
+            f"{owner}: x is {x.dtype}, but the layer is {basis.dtype}. Convert one: layer.to(x.dtype), x.to(...)."
+        )
 
 
 def step_in_certificate(owner: str, step: float, *, signed: bool) -> None:

@@ -43,7 +43,7 @@ class SubspaceLayer(UnrolledLayer, abc.ABC):
         U: Tensor | None,
     ) -> None:
         super().__init__()
-        owner = type(self).__name__
+        owner = self._owner = type(self).__name__  # a parametrization renames the class
         if U is not None and (not isinstance(U, Tensor) or U.ndim != 3 or U.shape[:2] != (heads, dim)):
             raise ValueError(
                 f"{owner}: U must be a tensor (heads, dim, head_dim) = ({heads}, {dim}, …), but is"
@@ -79,14 +79,14 @@ class SubspaceLayer(UnrolledLayer, abc.ABC):
             deviation = float((gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).abs().max())
             if not deviation <= torch.finfo(flat.dtype).eps ** 0.5:
                 raise ValueError(
-                    f"{type(self).__name__}: U is not orthonormal: max |UᵀU − I| = {deviation:.3g}. Orthonormalise it,"
+                    f"{self._owner}: U is not orthonormal: max |UᵀU − I| = {deviation:.3g}. Orthonormalise it,"
                     " or pass basis='free'."
                 )
             # Householder reflections keep the columns orthonormal to rounding whatever the optimiser does.
-            parametrizations.orthogonal(self, "basis", "householder", use_trivialization=True)
+            parametrizations.orthogonal(self, "basis", "householder", use_trivialization=False)
 
     def _init_output(self, bias: bool) -> None:
-        owner, inner = type(self).__name__, self.heads * self.head_dim
+        owner, inner = self._owner, self.heads * self.head_dim
         if self.tied and bias:
             raise ValueError(f"{owner}: an output bias belongs to a free output matrix; pass tied=False.")
         if not self.tied:
@@ -97,7 +97,7 @@ class SubspaceLayer(UnrolledLayer, abc.ABC):
                     self.output.bias.zero_()
 
     def _init_step(self, step: float, learnable: bool) -> None:
-        owner = type(self).__name__
+        owner = self._owner
         if step != step or abs(step) == float("inf"):
             raise ValueError(f"{owner}: step_size must be finite, but is {step}.")
         if self.certified:
@@ -121,13 +121,13 @@ class SubspaceLayer(UnrolledLayer, abc.ABC):
         """The bases, ``(heads, dim, head_dim)``."""
         return self.basis.unflatten(-1, (self.heads, self.head_dim)).transpose(0, 1)
 
-    def _coordinates(self, x: Tensor) -> Tensor:
-        check_input(type(self).__name__, x, self.U)
-        return (x @ self.basis).unflatten(-1, (self.heads, self.head_dim)).transpose(-3, -2)
+    def _coordinates(self, x: Tensor, basis: Tensor) -> Tensor:
+        check_input(self._owner, x, basis, self.heads)
+        return (x @ basis).unflatten(-1, (self.heads, self.head_dim)).transpose(-3, -2)
 
-    def _back(self, per_head: Tensor) -> Tensor:
+    def _back(self, per_head: Tensor, basis: Tensor) -> Tensor:
         joined = per_head.transpose(-3, -2).flatten(-2)
-        return self.output(joined) if not self.tied else joined @ self.basis.mT
+        return self.output(joined) if not self.tied else joined @ basis.mT
 
     def kappa(self, bounds: float | Tensor) -> Tensor:
         """The step sizes: ``()`` if all heads share one, else ``(..., heads)``.
@@ -138,7 +138,7 @@ class SubspaceLayer(UnrolledLayer, abc.ABC):
         """
         if not self.certified:
             return self.step
-        limit = torch.as_tensor(bounds, dtype=self.basis.dtype, device=self.basis.device).detach()
+        limit = torch.as_tensor(bounds, dtype=self.step.dtype, device=self.step.device).detach()
         return self.step_sign * 2.0 * torch.sigmoid(self.step) / limit.clamp(min=torch.finfo(limit.dtype).tiny)
 
     @abc.abstractmethod
@@ -167,7 +167,7 @@ class SubspaceLayer(UnrolledLayer, abc.ABC):
         offset = 0.0 if self.output.bias is None else float(self.output.bias.detach().abs().max())
         if difference > 0 or offset > 0:
             raise ValueError(
-                f"{type(self).__name__}: no descent is claimed: the output matrix is free and differs from the bases"
+                f"{self._owner}: no descent is claimed: the output matrix is free and differs from the bases"
                 f" (max |O − U| = {difference:.3g}, max |bias| = {offset:.3g}). Use tied=True for a gradient step."
             )
 

@@ -127,7 +127,7 @@ class _Fields(nn.Module):
                 self.layout[name] = value.shape
                 self.U = nn.Parameter(value.detach().transpose(0, 1).flatten(-2).clone())
                 if getattr(objective, "orthonormal", False):
-                    parametrizations.orthogonal(self, "U", "householder", use_trivialization=True)
+                    parametrizations.orthogonal(self, "U", "householder", use_trivialization=False)
             elif isinstance(value, Tensor):
                 self.register_parameter(name, nn.Parameter(value.detach().clone()))
             else:

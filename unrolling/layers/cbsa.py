@@ -168,29 +168,32 @@ class CBSA(SubspaceLayer):
 
     def update(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """What the layer adds to the tokens; for blocks that normalise before it."""
-        w = self._coordinates(x)
+        basis = self.basis
+        return self._back(self._change(self._coordinates(x, basis), grid), basis)
+
+    def _change(self, w: Tensor, grid: tuple[int, int] | None) -> Tensor:
+        """The signed change of the coordinates w ``(..., heads, tokens, head_dim)``."""
         kind = self.representatives
         if isinstance(kind, SVD):
             beta = 1.0 / self.epsilon**2
-            return self._back(-per_head(self.kappa(beta)) * contract(w, beta))
+            return -per_head(self.kappa(beta)) * contract(w, beta)
         if isinstance(kind, Axes):
             beta = 1.0 / self.epsilon**2
-            gate = beta / (1.0 + beta * w.square().sum(-2, keepdim=True))
-            return self._back(-per_head(self.kappa(beta)) * (w * gate))
+            return -per_head(self.kappa(beta)) * beta * w / (1.0 + beta * w.square().sum(-2, keepdim=True))
         if isinstance(kind, Tokens):
-            return self._back(per_head(self.kappa(self._bounds(w, None))) * self._contracted(w))
+            return per_head(self.kappa(self._bounds(w, None))) * self._contracted(w)
         P = self._extract(w, grid)
         q = P @ w
         if self.compat is not None:
             q = kind.initial(w, self.class_tokens, grid) + per_head(self.step_rep) * q
-        return self._back(per_head(self.kappa(self._bounds(w, P))) * (P.mT @ self._contracted(q)))
+        return per_head(self.kappa(self._bounds(w, P))) * (P.mT @ self._contracted(q))
 
     def extraction(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """P ``(..., heads, m, tokens)``: how much of every token each representative holds; rows sum to 1.
 
         Defined for the softmax strategies; ``P.mT @ P`` is the attention map of CBSA.
         """
-        return self._extract(self._coordinates(x), grid)
+        return self._extract(self._coordinates(x, self.basis), grid)
 
     def _extract(self, w: Tensor, grid: tuple[int, int] | None) -> Tensor:
         queries = self.representatives.initial(w, self.class_tokens, grid)
@@ -222,7 +225,7 @@ class CBSA(SubspaceLayer):
         """An upper bound for L of every head: β‖P‖² exact, s max‖q‖²‖P‖² softmax, ‖P‖² agent."""
         if isinstance(self.representatives, (SVD, Axes)):
             return 1.0 / self.epsilon**2
-        w = self._coordinates(x)
+        w = self._coordinates(x, self.basis)
         return self._bounds(w, None if isinstance(self.representatives, Tokens) else self._extract(w, None))
 
     def _declare(self, x: Tensor, weights: Tensor | None) -> Objective:

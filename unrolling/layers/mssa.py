@@ -93,11 +93,12 @@ class MSSA(SubspaceLayer):
 
     def update(self, x: Tensor) -> Tensor:
         """What the layer adds to the tokens; for blocks that normalise before it."""
-        w = self._coordinates(x)
+        basis = self.basis
+        w = self._coordinates(x, basis)
         kappa = per_head(self.kappa(self._bounds(w)))
         if self.form == "exact":
-            return self._back(-kappa * contract(w, self._beta(w)))
-        return self._back(kappa * F.scaled_dot_product_attention(w, w, w, scale=self.scale))
+            return self._back(-kappa * contract(w, self._beta(w)), basis)
+        return self._back(kappa * F.scaled_dot_product_attention(w, w, w, scale=self.scale), basis)
 
     def _beta(self, w: Tensor) -> float:
         return self.head_dim / (w.shape[-2] * self.epsilon**2)
@@ -108,7 +109,7 @@ class MSSA(SubspaceLayer):
 
     def bounds_at(self, x: Tensor) -> float | Tensor:
         """β in the exact form, s max_j ‖w_j‖² in the softmax form, for every head."""
-        return self._bounds(self._coordinates(x))
+        return self._bounds(self._coordinates(x, self.basis))
 
     def _declare(self, x: Tensor, weights: Tensor | None) -> Objective:
         if self.form == "exact":

@@ -1,0 +1,245 @@
+"""The command: ``proofs-check`` and ``python -m proofs_check``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import inspect
+import json
+import sys
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from .claim import Claim, Verdict
+from .claims import CLAIMS, select
+from .counterexample import replay, save_all
+from .inputs import InputError, TokenInput, default_image, from_image, from_tokens
+from .run import PROFILES, Campaign, run_claim
+from .session import result, run_all, summary_line
+from .table import layers_table
+
+__all__ = ["main"]
+
+REPORT = Path("proofs-report.html")
+CAVEAT = "“holds on N cases” is numerical agreement on drawn and real inputs. It is not a proof."
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; returns the exit status: 0 all hold, 1 something fails or is vacuous, 2 usage."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
+        arguments = ["run", *arguments, "--html", str(REPORT)] if "--html" not in arguments else ["run", *arguments]
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except (InputError, _Usage) as problem:
+        print(f"proofs-check: {problem}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("proofs-check: stopped.", file=sys.stderr)
+        return 130
+
+
+class _Usage(ValueError):
+    """A wrong call."""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="proofs-check",
+        description="Check that attention layers are the optimisation steps they are said to be. Without arguments: run"
+        f" every claim, profile quick, and write {REPORT}.",
+        epilog=CAVEAT,
+    )
+    parser.add_argument("--version", action="version", version=f"proofs-check {_version()}")
+    commands = parser.add_subparsers(required=True, metavar="run | list | show | replay")
+
+    run = commands.add_parser("run", help="run claims", description="Run claims.", epilog=CAVEAT)
+    run.add_argument("names", nargs="*", metavar="STEM|CLAIM", help="stems (mssa), claims, or beginnings (mssa.sign)")
+    run.add_argument("--profile", choices=PROFILES, default="quick", help="how many drawn cases a claim")
+    run.add_argument("--cases", type=_count, metavar="N", help="drawn cases a claim, in place of the profile's")
+    run.add_argument("--seed", type=int, default=0, metavar="N", help="of everything that is drawn (default 0)")
+    source = run.add_mutually_exclusive_group()
+    source.add_argument("--image", metavar="FILE", help="a photograph whose patches are the real tokens")
+    source.add_argument("--tokens", metavar="FILE", help="real tokens (N, d): .npy, .npz or .safetensors")
+    run.add_argument("--dtype", choices=("float64", "float32"), default="float64", help="what the layers compute in")
+    run.add_argument("--json", type=Path, metavar="FILE", help="write the verdicts as JSON")
+    run.add_argument("--html", type=Path, metavar="FILE", help="write the report, counterexamples in a folder beside it")
+    run.add_argument("--no-mutants", action="store_true", help="do not try the wrong versions")
+    run.add_argument("--fail-fast", action="store_true", help="stop at the first claim that fails or is vacuous")
+    run.add_argument("--jobs", type=_count, default=None, metavar="N", help="processes (default: 2, or the cores if fewer)")
+    run.set_defaults(command=_run)
+
+    listing = commands.add_parser("list", help="list the claims, or the layers as a table")
+    form = listing.add_mutually_exclusive_group()
+    form.add_argument("--markdown", action="store_true", help="the table of layers, in Markdown")
+    form.add_argument("--json", action="store_true", help="the claims as JSON")
+    listing.set_defaults(command=_list)
+
+    show = commands.add_parser("show", help="a claim's sentence, equation, source and code, then its verdict")
+    show.add_argument("names", nargs="+", metavar="STEM|CLAIM")
+    show.set_defaults(command=_show)
+
+    again = commands.add_parser("replay", help="measure a saved counterexample again")
+    again.add_argument("files", nargs="+", type=Path, metavar="FILE.npz")
+    again.set_defaults(command=_replay)
+    return parser
+
+
+def _count(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, but is {number}")
+    return number
+
+
+def _run(options: argparse.Namespace) -> int:
+    claims = _select(options.names)
+    for path in (options.json, options.html):
+        if path is not None and not path.resolve().parent.is_dir():
+            raise _Usage(f"{path}: the folder {path.parent} does not exist.")
+        if path is not None and path.is_dir():
+            raise _Usage(f"{path} is a folder; give a file name.")
+    campaign = Campaign(
+        options.cases or PROFILES[options.profile],
+        options.seed,
+        options.dtype,
+        _source(options),
+        not options.no_mutants,
+    )
+    verdicts, seconds = run_all(claims, campaign, options.jobs, options.fail_fast)
+    run = result(verdicts, campaign, options.profile, seconds, _version())
+    print(summary_line(run))
+    for verdict in verdicts:
+        if not verdict.sound:
+            print(f"\n{verdict.id} {verdict.status}: {verdict.reason}")
+            if verdict.counterexample:
+                print("\n".join("    " + line for line in verdict.counterexample.splitlines()))
+    print(CAVEAT)
+    if options.json is not None:
+        _write(options.json, json.dumps(run, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        print(f"verdicts: {options.json}")
+    if options.html is not None:
+        from .report import write
+
+        save_all(verdicts, options.html.with_suffix(""))
+        write(options.html, run, verdicts, {claim.id: claim for claim in CLAIMS}, campaign.source)
+        print(f"report: {options.html} (open it in a browser); counterexamples: {options.html.with_suffix('')}/")
+    return 0 if all(verdict.sound for verdict in verdicts) else 1
+
+
+def _source(options: argparse.Namespace) -> TokenInput:
+    if options.tokens is not None:
+        return from_tokens(options.tokens)
+    return from_image(options.image if options.image is not None else default_image())
+
+
+def _select(names: list[str]) -> tuple[Claim, ...]:
+    try:
+        return select(names)
+    except ValueError as problem:
+        raise _Usage(str(problem)) from None
+
+
+def _list(options: argparse.Namespace) -> int:
+    if options.markdown:
+        print(layers_table())
+    elif options.json:
+        keys = ("id", "stem", "kind", "statement", "equation", "source", "frozen", "correction", "code")
+        rows = [
+            {**{key: getattr(claim, key) for key in keys}, "mutants": [mutant.name for mutant in claim.mutants]}
+            for claim in CLAIMS
+        ]
+        print(json.dumps(rows, indent=1, ensure_ascii=False))
+    else:
+        width = max(len(claim.id) for claim in CLAIMS)
+        for claim in CLAIMS:
+            print(f"{claim.id:{width}}  {claim.kind:10}  {claim.statement}")
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    sound = True
+    for claim in _select(options.names):
+        print(f"{claim.id}  ({claim.kind})")
+        print(f"  {claim.statement}")
+        print(f"  equation  {claim.equation}")
+        print(f"  source    {claim.source}")
+        print(f"  frozen    {claim.frozen}")
+        for entry in claim.code:
+            print(f"  code      {_place(entry)}")
+        print(f"  claim     proofs_check/claims/{claim.stem}.py")
+        verdict = run_claim(claim, Campaign())
+        print(f"  verdict   {_in_words(verdict)}")
+        for name, (low, middle, high) in verdict.values.items():
+            print(f"            {name}: {middle:.4g} (from {low:.4g} to {high:.4g})")
+        if verdict.counterexample:
+            print("\n".join("    " + line for line in verdict.counterexample.splitlines()))
+        if claim.correction:
+            print(f"  true is   {claim.correction}")
+        print()
+        sound = sound and verdict.sound
+    print(CAVEAT)
+    return 0 if sound else 1
+
+
+def _in_words(verdict: Verdict) -> str:
+    killed = sum(mutant.killed for mutant in verdict.mutants)
+    words = f"{verdict.status} on {verdict.evidence} of {verdict.cases} cases"
+    if verdict.worst_error is not None and verdict.tolerance is not None:
+        words += f", worst error {verdict.worst_error:.2g} (tolerance {verdict.tolerance:.2g})"
+    words += f", {killed} of {len(verdict.mutants)} wrong versions rejected, {verdict.seconds:.1f} s"
+    return words + (f"; {verdict.reason}" if verdict.reason else "")
+
+
+def _place(entry: str) -> str:
+    module, name = entry.split(":")
+    thing = getattr(importlib.import_module(module), name)
+    return f"{module.replace('.', '/')}.py:{inspect.getsourcelines(thing)[1]} {name}"
+
+
+def _replay(options: argparse.Namespace) -> int:
+    as_recorded = True
+    for path in options.files:
+        try:
+            claim, mutant, case, measured = replay(path)
+        except ValueError as problem:
+            raise _Usage(str(problem)) from None
+        worst = measured.worst
+        rejected = not measured.holds or not measured.truth
+        who = claim.id if mutant is None else f"{claim.id}, wrong version “{mutant}”"
+        print(f"{who} on {case!r}")
+        for comparison in measured.comparisons:
+            mark = "holds" if comparison.holds else "FAILS"
+            print(f"  {mark}  {comparison.name}: error {comparison.error:.3g}, tolerance {comparison.tolerance:.3g}")
+        for name, value in measured.values.items():
+            print(f"  {name}: {value:.6g}")
+        print(f"  {'rejected, as recorded' if rejected else f'not rejected any more ({worst.name})'}")
+        as_recorded = as_recorded and rejected
+    return 0 if as_recorded else 1
+
+
+def _write(path: Path, text: str) -> None:
+    """All or nothing: a temporary file beside it takes its place."""
+    partial = path.with_name(path.name + ".part")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    except OSError as problem:
+        partial.unlink(missing_ok=True)
+        raise _Usage(f"{path}: cannot be written ({problem.strerror}).") from None
+
+
+def _version() -> str:
+    try:
+        return version("attention-as-descent")
+    except PackageNotFoundError:
+        return "0+unknown"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

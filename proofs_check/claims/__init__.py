@@ -1,0 +1,54 @@
+"""Every claim of the library: a tuple that one can read, one file a stem."""
+
+from __future__ import annotations
+
+import difflib
+
+from ..claim import Claim
+from . import cbsa, coding_rate, mssa, representatives, softmax_energy
+
+CLAIMS: tuple[Claim, ...] = (
+    *coding_rate.CLAIMS,
+    *representatives.CLAIMS,
+    *softmax_energy.CLAIMS,
+    *mssa.CLAIMS,
+    *cbsa.CLAIMS,
+)
+
+__all__ = ["CLAIMS", "find", "select"]
+
+
+def find(id: str) -> Claim:
+    """The claim of that id.
+
+    Raises
+        ValueError that lists the nearest known ids.
+    """
+    for claim in CLAIMS:
+        if claim.id == id:
+            return claim
+    raise ValueError(_unknown(id, [claim.id for claim in CLAIMS]))
+
+
+def select(names: list[str]) -> tuple[Claim, ...]:
+    """The claims of the stems, ids or beginnings of ids (``mssa.sign``); all without names.
+
+    Raises
+        ValueError that lists the nearest known names.
+    """
+    if not names:
+        return CLAIMS
+    chosen: set[str] = set()
+    for name in names:
+        found = {claim.id for claim in CLAIMS if claim.id == name or claim.id.startswith(name + ".")}
+        if not found:
+            raise ValueError(_unknown(name, sorted({claim.stem for claim in CLAIMS} | {claim.id for claim in CLAIMS})))
+        chosen |= found
+    return tuple(claim for claim in CLAIMS if claim.id in chosen)
+
+
+def _unknown(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=4, cutoff=0.3)
+    near += [other for other in known if name and name.split(".")[-1] in other and other not in near][:3]
+    hint = f" Nearest: {', '.join(near)}." if near else ""
+    return f"no claim or stem is named {name!r}.{hint} `proofs-check list` prints them all."

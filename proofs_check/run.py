@@ -1,0 +1,234 @@
+"""The runner: draws cases through Hypothesis, measures, tries the mutants, and gives a verdict on every claim."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import hypothesis
+import numpy as np
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+
+from .claim import Claim, Comparison, Measurement, Mutant, MutantVerdict, Verdict
+from .inputs import TokenInput
+from .strategies import Case
+
+__all__ = ["PROFILES", "Campaign", "run_claim", "snippet"]
+
+PROFILES = {"quick": 25, "full": 200, "deep": 2000}
+"""Drawn cases a claim, beside the structured ones."""
+
+
+@dataclass(frozen=True)
+class Campaign:
+    """How claims are run. cases: drawn cases each. source: tokens of the user's. mutants: whether they are tried."""
+
+    cases: int = PROFILES["quick"]
+    seed: int = 0
+    dtype: str = "float64"
+    source: TokenInput | None = None
+    mutants: bool = True
+
+
+@dataclass
+class _Tally:
+    """What a run of cases adds up to."""
+
+    cases: int = 0
+    evidence: int = 0
+    worst: Comparison | None = None
+    identical: int = 0
+    curve: tuple[tuple[float, float], ...] = ()
+    values: dict[str, list[float]] = field(default_factory=dict)
+    bad: Case | None = None
+    bad_measurement: Measurement | None = None
+    untrue: Case | None = None
+
+    def add(self, case: Case, measured: Measurement) -> None:
+        self.cases += 1
+        self.evidence += measured.evidence
+        self.identical += measured.identical
+        if measured.comparisons and measured.evidence:
+            worst = measured.worst
+            if self.worst is None or worst.ratio > self.worst.ratio:
+                self.worst = worst
+        if len(measured.curve) > len(self.curve):
+            self.curve = measured.curve
+        for name, value in measured.values.items():
+            if math.isfinite(value):
+                self.values.setdefault(name, []).append(value)
+        if not measured.truth and measured.holds and (self.untrue is None or _size(case) < _size(self.untrue)):
+            self.untrue = case
+
+
+class _Rejected(Exception):
+    """Raised inside Hypothesis so that it shrinks to the smallest failing case."""
+
+
+def run_claim(claim: Claim, campaign: Campaign) -> Verdict:
+    """Run one claim, on one thread, and say what is true of it."""
+    started = time.perf_counter()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
+            warnings.simplefilter("ignore", RuntimeWarning)
+            verdict = _judge(claim, campaign)
+    finally:
+        torch.set_num_threads(threads)
+    verdict.seconds = round(time.perf_counter() - started, 3)
+    return verdict
+
+
+def _judge(claim: Claim, campaign: Campaign) -> Verdict:
+    tally = _Tally()
+    _explore(claim, claim.subject, campaign, tally.add, tally)
+    verdict = Verdict(
+        claim.id, claim.stem, claim.kind, claim.statement, claim.source, "holds", tally.cases, tally.evidence
+    )
+    verdict.curve = tally.curve
+    verdict.identical = tally.cases > 0 and tally.identical == tally.cases
+    verdict.values = {name: (min(v), statistics.median(v), max(v)) for name, v in tally.values.items()}
+    if tally.worst is not None:
+        verdict.worst_error, verdict.tolerance, verdict.worst_name = (
+            tally.worst.error,
+            tally.worst.tolerance,
+            tally.worst.name,
+        )
+    if tally.bad is not None and tally.bad_measurement is not None:
+        worst = tally.bad_measurement.worst
+        verdict.status, verdict.worst_error, verdict.tolerance = "fails", worst.error, worst.tolerance
+        verdict.worst_name, verdict.counterexample_case = worst.name, tally.bad
+        verdict.counterexample = snippet(claim, tally.bad)
+        verdict.reason = f"{worst.name}: error {worst.error:.3g}, tolerance {worst.tolerance:.3g} on {tally.bad!r}"
+        return verdict
+    _put_to_real_tokens(claim, campaign, verdict)
+    if verdict.status == "fails":
+        return verdict
+    if campaign.mutants:
+        verdict.mutants = [_try_mutant(claim, mutant, campaign) for mutant in claim.mutants]
+    survivors = [mutant.name for mutant in verdict.mutants if not mutant.killed]
+    if survivors:
+        verdict.status, verdict.reason = "vacuous", f"lets wrong versions through: {', '.join(survivors)}"
+    elif 2 * tally.evidence < tally.cases or tally.cases == 0:
+        verdict.status = "vacuous"
+        verdict.reason = f"only {tally.evidence} of {tally.cases} cases could have told right from wrong"
+    elif claim.kind == "refuted":
+        _refute(claim, tally, verdict)
+    elif claim.kind == "conjecture":
+        verdict.status = "open" if tally.untrue is None else "refuted"
+        if tally.untrue is not None:
+            verdict.counterexample_case = tally.untrue
+            verdict.counterexample = snippet(claim, tally.untrue)
+    elif claim.kind == "measured":
+        verdict.status = "measured"
+    return verdict
+
+
+def _refute(claim: Claim, tally: _Tally, verdict: Verdict) -> None:
+    if tally.untrue is None:
+        verdict.status, verdict.reason = "fails", "no counterexample was found in this run"
+        return
+    verdict.status = "refuted"
+    verdict.counterexample_case, verdict.counterexample = tally.untrue, snippet(claim, tally.untrue)
+
+
+def _explore(
+    claim: Claim,
+    subject: object,
+    campaign: Campaign,
+    note: Callable[[Case, Measurement], None],
+    tally: _Tally,
+    cases: int | None = None,
+) -> None:
+    """Structured cases, then drawn ones; the smallest failing case goes to ``tally.bad``."""
+
+    def trial(case: Case) -> None:
+        case = case.in_dtype(campaign.dtype)
+        measured = claim.measure(subject, case)
+        note(case, measured)
+        if not measured.holds:
+            tally.bad, tally.bad_measurement = case, measured
+            raise _Rejected
+
+    try:
+        for case in sorted(claim.structured, key=_size):
+            trial(case)
+        count = campaign.cases if cases is None else cases
+        if count:
+            hypothesis.seed(campaign.seed)(
+                settings(
+                    max_examples=count,
+                    database=None,
+                    deadline=None,
+                    derandomize=False,
+                    phases=(Phase.generate, Phase.shrink),
+                    suppress_health_check=list(HealthCheck),
+                    report_multiple_bugs=False,
+                    print_blob=False,
+                    verbosity=hypothesis.Verbosity.quiet,
+                )(given(claim.domain)(trial))
+            )()
+    except _Rejected:
+        return
+
+
+def _try_mutant(claim: Claim, mutant: Mutant, campaign: Campaign) -> MutantVerdict:
+    """A mutant is killed by one case; refuted claims kill a mutant by finding its statement true everywhere."""
+    tally = _Tally()
+    if claim.kind == "refuted":
+        _explore(claim, mutant.subject, campaign, tally.add, tally, cases=0)
+        case = tally.bad or tally.untrue
+        killed = tally.untrue is None
+        return MutantVerdict(mutant.name, killed, None, None if killed or case is None else snippet(claim, case))
+    if claim.kind == "conjecture":
+        _explore(claim, mutant.subject, campaign, tally.add, tally)
+        case = tally.bad or tally.untrue
+        return MutantVerdict(
+            mutant.name, case is not None, None, snippet(claim, case, mutant.name) if case else None, case
+        )
+    _explore(claim, mutant.subject, campaign, lambda case, measured: None, tally, cases=max(campaign.cases, 100))
+    if tally.bad is None or tally.bad_measurement is None:
+        return MutantVerdict(mutant.name, False)
+    margin = tally.bad_measurement.worst.ratio
+    return MutantVerdict(mutant.name, True, margin, snippet(claim, tally.bad, mutant.name), tally.bad)
+
+
+def _put_to_real_tokens(claim: Claim, campaign: Campaign, verdict: Verdict) -> None:
+    source = campaign.source
+    if source is None or not claim.real:
+        return
+    tokens, grid = source.tokens, source.grid
+    if len(tokens) > claim.largest:
+        keep = np.linspace(0, len(tokens) - 1, claim.largest).round().astype(int)
+        tokens, grid = tokens[keep], (1, claim.largest)
+    case = dataclasses.replace(Case(m=9, dtype=campaign.dtype).with_tokens(tokens, grid), seed=campaign.seed)
+    measured = claim.measure(claim.subject, case)
+    verdict.real_input_error, verdict.real_input_tolerance = measured.worst.error, measured.worst.tolerance
+    verdict.real_values = dict(measured.values)
+    if measured.curve:
+        verdict.curve = measured.curve
+    if not measured.holds:
+        worst = measured.worst
+        verdict.status, verdict.counterexample_case = "fails", case
+        verdict.counterexample = snippet(claim, case)
+        verdict.reason = f"on {source.name}: {worst.name}: error {worst.error:.3g}, tolerance {worst.tolerance:.3g}"
+
+
+def snippet(claim: Claim, case: Case, mutant: str | None = None) -> str:
+    """Python that measures the case again when it is pasted; given tokens are replayed from their .npz instead."""
+    lines = ["from proofs_check import Case, find", "", f'claim = find("{claim.id}")']
+    call = repr(case) if mutant is None else f"{case!r}, mutant={mutant!r}"
+    if case.given is not None:
+        lines.insert(0, "# on tokens given by the user: replay them from the saved .npz")
+    return "\n".join([*lines, f"print(claim.judge({call}))"])
+
+
+def _size(case: Case) -> tuple[int, int, int]:
+    return (case.tokens * case.dim * max(1, case.batch), case.m, case.heads)
