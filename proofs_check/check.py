@@ -251,7 +251,7 @@ class _Trial:
                 f"the value of {type(self.objective).__name__} and its reverse-mode derivative disagree: {derivative:.6g} by"
                 f" differences, {claimed:.6g} by autograd. Does value detach something?"
             )
-        self.curve = taylor_curve(along, claimed, bend)
+        self.curve = taylor_curve(along, claimed, bend, 1e-10 * claimed)
         self.slope = taylor_slope(self.curve)
 
 
@@ -294,7 +294,7 @@ def _gradient_problem(
         return f"value and its reverse mode disagree: {derivative:.6g} by differences, {claimed:.6g} by autograd.", None
     if problem := _smoothness_problem(objective, x, seed):
         return problem, None
-    curve = taylor_curve(along, float((got * want).sum()) / size, bend)
+    curve = taylor_curve(along, float((got * want).sum()) / size, bend, allowed * size)
     return "", ((error, allowed, curve) if error <= allowed else None)
 
 

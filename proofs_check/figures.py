@@ -49,9 +49,14 @@ def number(value: float | None, digits: int = 2) -> str:
     if value == 0 or 1e-2 <= abs(value) < 1e5:
         return f"{value:,.{max(digits, 4)}g}".replace("-", "−")
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
-    power = "10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
     front = "" if float(mantissa) == 1 else f"{mantissa} × "
-    return f"{front}{power}".replace("-", "−")
+    return f"{front}{_power(int(exponent))}".replace("-", "−")
+
+
+def _power(decade: int) -> str:
+    if decade in (0, 1):
+        return "10" if decade else "1"
+    return "10" + str(decade).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
 
 
 _MARKS = {
@@ -73,7 +78,7 @@ def mark(status: str) -> str:
 def ruler(error: float | None, tolerance: float | None, real: float | None = None) -> str:
     """The worst error (dot) and the real input's (ring) against the tolerance (bar), on a logarithmic axis.
 
-    The axis runs from 1e-18 to 1e2; zero lies at its left edge, what is larger, infinite or NaN at its right one.
+    The axis runs from 1e-18 to 1e2; zero lies at its left edge, larger, infinite and NaN at its right one.
     """
     if error is None and real is None:
         return ""
@@ -93,7 +98,9 @@ def ruler(error: float | None, tolerance: float | None, real: float | None = Non
     parts.append(f'<path class="axis" d="M{left} {base}H{left + width}"/>')
     for decade, label in ((LOWEST, "0"), (-15, "10⁻¹⁵"), (-10, "10⁻¹⁰"), (-5, "10⁻⁵"), (0, "1")):
         x = left + width * (decade - LOWEST) / (HIGHEST - LOWEST)
-        parts.append(f'<path class="axis" d="M{x:.1f} {base}v4"/><text x="{x:.1f}" y="{base + 16}">{label}</text>')
+        parts.append(
+            f'<path class="axis" d="M{x:.1f} {base}v4"/><text x="{x:.1f}" y="{base + 16}">{label}</text>'
+        )
     if real is not None:
         parts.append(f'<circle class="real" cx="{place(real):.1f}" cy="{base}" r="5.5"/>')
     if error is not None:
@@ -103,13 +110,15 @@ def ruler(error: float | None, tolerance: float | None, real: float | None = Non
         if math.isnan(error) or error > 10.0**HIGHEST:
             shape = f'<path d="M{x - 6:.1f} {base - 5}L{x + 4:.1f} {base}L{x - 6:.1f} {base + 5}Z"/>'
         parts.append(f'<g class="{"error bad" if bad else "error"}">{shape}</g>')
-    label = f"worst error {number(error)}, tolerance {number(tolerance)}, error on the real input {number(real)}"
+    label = (
+        f"worst error {number(error)}, tolerance {number(tolerance)}, error on the real input {number(real)}"
+    )
     return f'<svg class="ruler" viewBox="0 0 300 34" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What steps do to the tokens: R_c in nats, and R_c of the tokens scaled to norm 1, before and after every step."""
+    """R_c in nats after every step, from step 0 on: of the tokens, and of the tokens scaled to norm 1."""
 
     heads: int
     rate: Mapping[str, tuple[float, ...]]
@@ -121,11 +130,11 @@ STEPS = {
     "Z + MSSA": {"form": "softmax", "step_size": 1.0},
     "Z − MSSA": {"form": "softmax", "step_size": -1.0},
 }
-"""The three rules of the lesson: a certified exact step, and the softmax form added and subtracted with κ = 1."""
+"""The rules of the lesson: a certified exact step; the softmax form added, and subtracted, with κ = 1."""
 
 
 def lesson(tokens: NDArray[np.float64], *, steps: int = 12, seed: int = 0, epsilon: float = 0.5) -> Lesson:
-    """Take ``steps`` steps of every rule from ``tokens (N, d)``, in drawn orthonormal bases: 3 heads if d allows, else 1."""
+    """Take steps of every rule from ``tokens (N, d)``, in drawn orthonormal bases: 3 heads or 1."""
     import torch
 
     from objectives import SubspaceCodingRate
@@ -137,23 +146,31 @@ def lesson(tokens: NDArray[np.float64], *, steps: int = 12, seed: int = 0, epsil
     U = torch.from_numpy(np.ascontiguousarray(square.reshape(dim, heads, dim // heads).transpose(1, 0, 2)))
     objective = SubspaceCodingRate(U, epsilon)
     rate, unit = {}, {}
-    with torch.no_grad():
-        for name, options in STEPS.items():
-            arguments: dict[str, Any] = {"epsilon": epsilon, "U": U, "learnable_step": False, **options}
-            layer = MSSA(dim, heads, **arguments)
-            x = torch.from_numpy(np.asarray(tokens, dtype=np.float64))
-            points = [x]
-            for _ in range(steps):
-                points.append(x := layer(x))
-            rate[name] = tuple(float(objective.value(z)) for z in points)
-            tiny = torch.finfo(x.dtype).tiny
-            unit[name] = tuple(float(objective.value(z / z.norm(dim=-1, keepdim=True).clamp(min=tiny))) for z in points)
+    # One thread, as the claims run: more of them wait for each other on a busy machine.
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.no_grad():
+            for name, options in STEPS.items():
+                arguments: dict[str, Any] = {"epsilon": epsilon, "U": U, "learnable_step": False, **options}
+                layer = MSSA(dim, heads, **arguments)
+                x = torch.from_numpy(np.asarray(tokens, dtype=np.float64))
+                points = [x]
+                for _ in range(steps):
+                    points.append(x := layer(x))
+                rate[name] = tuple(float(objective.value(z)) for z in points)
+                tiny = torch.finfo(x.dtype).tiny
+                unit[name] = tuple(
+                    float(objective.value(z / z.norm(dim=-1, keepdim=True).clamp(min=tiny))) for z in points
+                )
+    finally:
+        torch.set_num_threads(threads)
     return Lesson(heads, rate, unit)
 
 
 def lesson_chart(series: Mapping[str, Sequence[float]], label: str) -> str:
     """Lines over steps, named at their ends."""
-    left, right, top, bottom = 34.0, 318.0, 12.0, 232.0
+    left, right, top, bottom = 34.0, 312.0, 12.0, 232.0
     finite = [value for line in series.values() for value in line if math.isfinite(value)]
     ticks = _ticks(max(finite, default=1.0))
     steps = max((len(line) for line in series.values()), default=2) - 1
@@ -167,19 +184,26 @@ def lesson_chart(series: Mapping[str, Sequence[float]], label: str) -> str:
     parts = []
     for tick in ticks:
         parts.append(f'<path class="{"grid" if tick else "axis"}" d="M{left} {y(tick):.1f}H{right}"/>')
-        parts.append(f'<text class="tick" text-anchor="end" x="{left - 7}" y="{y(tick) + 4:.1f}">{tick:g}</text>')
+        parts.append(
+            f'<text class="tick" text-anchor="end" x="{left - 7}" y="{y(tick) + 4:.1f}">{tick:g}</text>'
+        )
     for step in range(0, steps + 1, max(1, steps // 4)):
-        parts.append(f'<text class="tick" text-anchor="middle" x="{x(step):.1f}" y="{bottom + 18}">{step}</text>')
+        parts.append(
+            f'<text class="tick" text-anchor="middle" x="{x(step):.1f}" y="{bottom + 18}">{step}</text>'
+        )
     parts.append(f'<text class="tick" text-anchor="end" x="{right}" y="{bottom + 36}">steps</text>')
     ends = {name: y(line[-1]) if math.isfinite(line[-1]) else top for name, line in series.items()}
-    places = _spread(ends, 18.0, bottom - 2)
+    places = _spread(ends, 34.0, bottom - 14)
     for order, (name, line) in enumerate(series.items()):
         points = [(x(step), y(value)) for step, value in enumerate(line) if math.isfinite(value)]
         path = "L".join(f"{px:.1f} {py:.1f}" for px, py in points)
         dots = "".join(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="2.3"/>' for px, py in points)
         parts.append(f'<g class="line s{order + 1}"><path d="M{path}"/>{dots}')
-        parts.append(f'<text x="{right + 9}" y="{places[name] + 4:.1f}">{html.escape(name)}</text></g>')
-    name = html.escape(label, quote=True)
+        spot = f'x="{right + 9}" y="{places[name]:.1f}"'
+        value = f'<tspan class="value" x="{right + 9}" dy="15">{line[-1]:.2f}</tspan>'
+        parts.append(f"<text {spot}>{html.escape(name)}{value}</text></g>")
+    told = "; ".join(f"{name} from {line[0]:.2f} to {line[-1]:.2f}" for name, line in series.items())
+    name = html.escape(f"{label}: {told}", quote=True)
     return f'<svg class="chart" viewBox="0 0 400 272" role="img" aria-label="{name}">{"".join(parts)}</svg>'
 
 
@@ -201,30 +225,31 @@ def remainder_chart(curve: Sequence[tuple[float, float]]) -> str:
     for x in range(x0, x1 + 1, max(1, math.ceil((x1 - x0) / 5))):
         px = at(x, y0)[0]
         parts.append(f'<path class="grid" d="M{px:.1f} {top}V{bottom}"/>')
-        parts.append(f'<text class="tick" text-anchor="middle" x="{px:.1f}" y="{bottom + 17}">{number(10.0**x)}</text>')
+        parts.append(
+            f'<text class="tick" text-anchor="middle" x="{px:.1f}" y="{bottom + 17}">{_power(x)}</text>'
+        )
     for y in range(y0, y1 + 1, max(1, math.ceil((y1 - y0) / 4))):
         py = at(x0, y)[1]
         parts.append(f'<path class="grid" d="M{left} {py:.1f}H{right}"/>')
-        parts.append(f'<text class="tick" text-anchor="end" x="{left - 6}" y="{py + 4:.1f}">{number(10.0**y)}</text>')
+        parts.append(
+            f'<text class="tick" text-anchor="end" x="{left - 6}" y="{py + 4:.1f}">{_power(y)}</text>'
+        )
     ax, ay = points[-1]
-    names, ends = {}, {}
     for slope in (1, 2):
         stop = max(x0, ax - (ay - y0) / slope)
         (px, py), (qx, qy) = at(ax, ay), at(stop, ay - slope * (ax - stop))
         parts.append(f'<path class="slope" d="M{px:.1f} {py:.1f}L{qx:.1f} {qy:.1f}"/>')
-        names[slope] = f"slope {slope}"
-        ends[slope] = (qx + 0.3 * (px - qx), qy + 0.3 * (py - qy))
-    for slope, (px, py) in ends.items():
         anchor, dx, dy = ("end", -6, -3) if slope == 1 else ("start", 7, 6)
-        parts.append(
-            f'<text class="tick" text-anchor="{anchor}" x="{px + dx:.1f}" y="{py + dy:.1f}">{names[slope]}</text>'
-        )
+        spot = f'x="{qx + 0.3 * (px - qx) + dx:.1f}" y="{qy + 0.3 * (py - qy) + dy:.1f}"'
+        parts.append(f'<text class="tick" text-anchor="{anchor}" {spot}>slope {slope}</text>')
     placed = [at(*point) for point in points]
-    parts.append('<g class="line s1"><path d="M' + "L".join(f"{px:.1f} {py:.1f}" for px, py in placed) + '"/>')
+    parts.append(
+        '<g class="line s1"><path d="M' + "L".join(f"{px:.1f} {py:.1f}" for px, py in placed) + '"/>'
+    )
     parts += [f'<circle cx="{px:.1f}" cy="{py:.1f}" r="2.6"/>' for px, py in placed]
     parts.append(f'</g><text class="tick" text-anchor="end" x="{right}" y="{bottom + 34}">step</text>')
-    name = "Remainder against step on logarithmic axes, with slopes 1 and 2"
-    return f'<svg class="chart small" viewBox="0 0 320 228" role="img" aria-label="{name}">{"".join(parts)}</svg>'
+    name = 'role="img" aria-label="Remainder against step on logarithmic axes, with slopes 1 and 2"'
+    return f'<svg class="chart small" viewBox="0 0 320 228" {name}>{"".join(parts)}</svg>'
 
 
 def photograph(source: TokenInput) -> str:
@@ -242,7 +267,7 @@ def photograph(source: TokenInput) -> str:
     side, (rows, columns) = source.patch, source.grid
     lines = "".join(f"M0 {side * r}H{width}" for r in range(1, rows))
     lines += "".join(f"M{side * c} 0V{height}" for c in range(1, columns))
-    one = f'x="{side * (columns // 2)}" y="{side * (rows // 3)}" width="{side}" height="{side}"'
+    one = f'x="{side * (3 * columns // 4)}" y="{side * (rows // 4)}" width="{side}" height="{side}"'
     name = html.escape(f"{source.name}, cut into {rows} × {columns} patches", quote=True)
     return (
         f'<div class="photo"><img alt="{name}" src="data:image/jpeg;base64,{data}">'
@@ -258,10 +283,14 @@ def scatter(tokens: NDArray[np.float64]) -> str:
     plane = np.zeros((len(tokens), 2))
     plane[:, : min(2, len(s))] = (u * s)[:, :2]
     reach = max(float(np.abs(plane).max()), 1e-300)
-    dots = "".join(f'<circle cx="{150 + 138 * a / reach:.1f}" cy="{150 - 138 * b / reach:.1f}" r="2.2"/>' for a, b in plane)
+    dots = "".join(
+        f'<circle cx="{150 + 138 * a / reach:.1f}" cy="{150 - 138 * b / reach:.1f}" r="2.2"/>'
+        for a, b in plane
+    )
     return (
-        '<svg class="chart scatter" viewBox="0 0 300 300" role="img" aria-label="The tokens along their first two'
-        f' principal directions"><path class="axis" d="M8 150H292M150 8V292"/><g class="s1">{dots}</g></svg>'
+        '<svg class="chart scatter" viewBox="0 0 300 300" role="img" aria-label="The tokens on their'
+        ' first two principal directions"><path class="axis" d="M8 150H292M150 8V292"/>'
+        f'<g class="s1">{dots}</g></svg>'
     )
 
 

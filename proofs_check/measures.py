@@ -129,7 +129,7 @@ def derivative_routes(
         scale = max(abs(exact), size, np.finfo(float).tiny)
         yield Comparison("fifty digits", abs(claimed - exact) / scale, allowed), ()
     if slope:
-        curve = taylor_curve(along, claimed, bend)
+        curve = taylor_curve(along, claimed, bend, allowed * size)
         observed = taylor_slope(curve)
         if not math.isnan(observed):
             yield Comparison("Taylor slope 2", max(0.0, 2.0 - observed), 0.35), tuple(curve)

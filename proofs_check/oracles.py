@@ -24,12 +24,12 @@ def richardson_derivative(f: Callable[[float], float], step: float) -> tuple[flo
     """f'(0) by central differences and Richardson's extrapolation; returns the derivative and an error estimate.
 
     Differences with steps h, h/2, h/4, … are extrapolated; of the diagonal of the tableau the entry that moved least
-    is taken. Its error is that movement, and never less than the noise of f over the step. The noise is observed:
-    second differences over steps so small that f itself has none.
+    is taken. Its error is that movement, and never less than the noise of f over the step. The noise is observed,
+    as second differences over steps so small that f itself has none, and at least that of numbers of size 1 inside f.
     """
     centre, tiny = f(0.0), 1e-8 * step
     observed = max(abs(f(j * tiny) - 2 * centre + f(-j * tiny)) for j in range(1, 5))
-    noise = max(observed, np.finfo(float).eps * abs(centre), np.finfo(float).tiny)
+    noise = max(observed, np.finfo(float).eps * max(abs(centre), 1.0))
     previous: list[float] = []
     best, error = np.nan, np.inf
     for i in range(7):
@@ -60,8 +60,14 @@ def mp_derivative(f: Callable[[Any], Any], scale: float) -> float:
         return float((f(h) - f(-h)) / (2 * h))
 
 
-def taylor_curve(f: Callable[[float], float], derivative: float, start: float) -> list[tuple[float, float]]:
-    """Remainders |f(h) − f(0) − h f'(0)| for h = start · 2^−i, down to where rounding drowns them."""
+def taylor_curve(
+    f: Callable[[float], float], derivative: float, start: float, uncertainty: float = 0.0
+) -> list[tuple[float, float]]:
+    """Remainders |f(h) − f(0) − h f'(0)| for h = start · 2^−i, down to where something else explains them.
+
+    That is the noise of f, and an error of the derivative within its ``uncertainty``: a remainder below 30 h times
+    that grows with slope 1 however right the gradient is.
+    """
     base, tiny = f(0.0), 1e-8 * start
     noise = max(*(abs(f(j * tiny) - 2 * base + f(-j * tiny)) for j in range(1, 4)), np.finfo(float).eps * abs(base))
     curve = []
@@ -69,7 +75,8 @@ def taylor_curve(f: Callable[[float], float], derivative: float, start: float) -
         h = start / 2**i
         value = f(h)
         remainder = abs(value - base - h * derivative)
-        if remainder <= max(1e3 * noise, np.finfo(float).tiny):
+        rounding = np.finfo(float).eps * max(abs(value), abs(h * derivative))
+        if remainder <= max(1e3 * max(noise, rounding), 30 * h * uncertainty, np.finfo(float).tiny):
             break
         curve.append((h, remainder))
     return curve

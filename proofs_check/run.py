@@ -80,6 +80,9 @@ def run_claim(claim: Claim, campaign: Campaign) -> Verdict:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore", RuntimeWarning)
             verdict = _judge(claim, campaign)
+    except Exception as problem:  # a claim that cannot be measured must not take the others down with it
+        verdict = Verdict(claim.id, claim.stem, claim.kind, claim.statement, claim.source, "fails")
+        verdict.reason = f"could not be measured: {type(problem).__name__}: {problem}"
     finally:
         torch.set_num_threads(threads)
     verdict.seconds = round(time.perf_counter() - started, 3)

@@ -151,11 +151,11 @@ class Case:
         return self.head_dim**-0.5 / max(1.0, self.scale) ** 2
 
     def in_dtype(self, dtype: str) -> Case:
-        """The case in another precision; single precision resolves ε between a third and three times the scale."""
-        if dtype == "float64":
+        """The case in another precision; single precision resolves ε between once and three times the scale."""
+        if dtype == "float64" or self.kind == "witness":
             return dataclasses.replace(self, dtype=dtype)
         size = self.scale
-        return dataclasses.replace(self, dtype=dtype, epsilon=min(max(self.epsilon, 0.3 * size), 3.0 * size))
+        return dataclasses.replace(self, dtype=dtype, epsilon=min(max(self.epsilon, size), 3.0 * size))
 
     def with_tokens(self, tokens: NDArray[np.float64], grid: tuple[int, int] | None = None) -> Case:
         """The same case on given tokens ``(N, d)``; heads of their own if the width needs it."""

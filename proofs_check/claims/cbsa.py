@@ -43,7 +43,6 @@ from ..oracles import mp_array, mp_derivative
 from ..strategies import STRUCTURED, WITNESS, Case, cases
 from .coding_rate import _count, combine
 from .mssa import certified, certified_measure, exact_kappa, stretched
-from .softmax_energy import _cancellation
 
 __all__ = ["CLAIMS"]
 
@@ -140,13 +139,16 @@ def _extraction_condition(case: Case, layer: CBSA, z: Tensor, w: Tensor) -> floa
 
 
 def _softmax_condition(case: Case, layer: CBSA, z: Tensor) -> float:
-    w = project(z, case.U())
-    update = layer.update(z).detach() / (0.5 * case.step)
-    return (
-        score_condition(w, w, case.softmax_scale)
-        * _extraction_condition(case, layer, z, w)
-        * _cancellation(w, update)
-    )
+    q = layer.extraction(z).detach() @ project(z, case.U())
+    return score_condition(q, q, case.softmax_scale) * _agent_condition(case, layer, z)
+
+
+def _agent_condition(case: Case, layer: CBSA, z: Tensor) -> float:
+    """The broadcast sums rows the size of the representatives with the weights P; what cancels of them is lost."""
+    w, P = project(z, case.U()), layer.extraction(z).detach()
+    size = norm(layer.update(z)) / (0.5 * case.step)
+    lost = 1.0 + norm(P) * float((P @ w).norm(dim=-1).max()) / size if size else 1.0
+    return _extraction_condition(case, layer, z, w) * lost
 
 
 def _rate_bend(case: Case, layer: CBSA, z: Tensor) -> float:
@@ -287,7 +289,7 @@ def update(case: Case, layer: Any, x: Tensor) -> Tensor:
 
 def _rotation(subject: Any, case: Case) -> Measurement:
     """Orthogonal representatives turned inside the subspace: Q' = O Q, P' = O P."""
-    exact = dataclasses.replace(reference(case), batch=0)
+    exact = reference(dataclasses.replace(case, batch=0))
     x, U = exact.x(), exact.U()
     P = []
     for w in project(x, U):
@@ -333,7 +335,9 @@ def _official_state(case: Case, inner: int) -> dict[str, Tensor]:
 
 def _official(subject: Any, case: Case) -> Measurement:
     side = 1 + case.tokens % 5
-    exact = dataclasses.replace(reference(case), tokens=side**2 + 1, given=None, batch=0, kind="gaussian", scale=1.0)
+    exact = reference(
+        dataclasses.replace(case, tokens=side**2 + 1, given=None, batch=0, kind="gaussian", scale=1.0)
+    )
     state = _official_state(exact, exact.heads * exact.head_dim)
     x = exact.x()
     with torch.no_grad():
@@ -349,7 +353,7 @@ def _official(subject: Any, case: Case) -> Measurement:
 
 def _sign(subject: Any, case: Case) -> Measurement:
     """⟨∇F, CBSA's softmax update⟩ with learned queries, and on small cases the derivative in fifty digits."""
-    exact = dataclasses.replace(reference(case), batch=0)
+    exact = reference(dataclasses.replace(case, batch=0))
     x, U, s = exact.x(), exact.U(), exact.softmax_scale
     queries = _sharp_queries(exact) if exact.kind == "witness" else exact.queries()
     P = torch.softmax(s * (queries @ project(x, U).mT), -1)
@@ -662,7 +666,7 @@ CLAIMS = (
                 )
             ),
             _frozen_norm,
-            _softmax_condition,
+            _agent_condition,
             lambda case, layer, z: max(norm(z), 1e-3),
         ),
         mutants=of_step(

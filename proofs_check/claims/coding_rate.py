@@ -291,12 +291,15 @@ def _papers_beta(subject: Any, case: Case) -> Measurement:
     case = reference(case)
     x = case.x()
     blocks, whole = subject(case, columns(x), bases(case.U()))
-    gap = blocks - whole
+    Z, gap = columns(x), blocks - whole
+    other = float(paper.coding_rate_tokens_side(Z, case.epsilon))
+    condition = rate_condition(x, case.dim / (len(x) * case.epsilon**2))
+    allowed = tolerance("float64", condition, case.dim / other if other > 0 else 0.0)
     return Measurement(
-        (Comparison("gap above rounding", 0.0 if abs(gap) > 1e-9 * whole or gap == 0 else 1.0, 0.0),),
+        (Comparison("the rate on its other side", abs(whole - other), allowed * other),),
         whole > 0,
         {"R_c − R (nats)": gap},
-        truth=gap >= 0,
+        truth=gap >= -allowed * whole,
     )
 
 
@@ -562,7 +565,7 @@ CLAIMS = (
         domain=cases(batches=(0,)),
         subject=_own_betas,
         measure=_papers_beta,
-        mutants=named(common_beta=_common_beta, equal_sides=lambda case, Z, U: (1.0, 1.0)),
+        mutants=named(common_beta=_common_beta, whole_on_both_sides=lambda case, Z, U: (_own_betas(case, Z, U)[1],) * 2),
         structured=(Case(tokens=4, kind="orthonormal"), Case(tokens=6, kind="rank_one", scale=100.0, epsilon=0.1)),
         code=("objectives.coding_rate:SubspaceCodingRate",),
         correction="The sign is not fixed: the block's β is K times smaller. With one common β it is (coding_rate."

@@ -145,6 +145,8 @@ def _neumann_direction(subject: Any, case: Case) -> Measurement:
     true, U = rate.gradient(x), exact.U()
     first = subject(exact, x, beta)
     soft = _mssa(exact, x, U, exact.head_dim**-0.5)
+    if norm(true) * norm(first) == 0:
+        return Measurement(evidence=False)
     cosine = _cosine(first, true)
     Z, direction = columns(x), columns(first)
     slope = _along(lambda M: paper.crate_eq8(M, bases(U), case.epsilon), Z, direction, bend=0.3 / beta**0.5)
@@ -174,7 +176,7 @@ def certified_measure(make: Any) -> Any:
     """
 
     def measure(subject: Any, case: Case) -> Measurement:
-        exact = dataclasses.replace(reference(case), batch=0)
+        exact = reference(dataclasses.replace(case, batch=0))
         layer, x = make(exact), exact.x()
         with torch.no_grad():
             kappa, after = subject(exact, layer, x)
@@ -235,7 +237,7 @@ def stretched(factor: float) -> Any:
 
 
 def _exact_descends(subject: Any, case: Case) -> Measurement:
-    exact = dataclasses.replace(reference(case), batch=0)
+    exact = reference(dataclasses.replace(case, batch=0))
     layer, x = _exact(exact), exact.x()
     with torch.no_grad():
         after, gradient = subject(exact, layer, x), SubspaceCodingRate(exact.U(), exact.epsilon).gradient(x)
@@ -250,7 +252,7 @@ def _exact_descends(subject: Any, case: Case) -> Measurement:
 
 
 def _inner_product(subject: Any, case: Case) -> Measurement:
-    exact = dataclasses.replace(reference(case), batch=0)
+    exact = reference(dataclasses.replace(case, batch=0))
     parts = []
     for w in project(exact.x(), exact.U()):
         inner, bound = subject(exact, w, exact.softmax_scale)
@@ -269,7 +271,7 @@ def _inner_and_bound(case: Case, w: Tensor, s: float) -> tuple[float, float]:
 
 
 def _large_epsilon(subject: Any, case: Case) -> Measurement:
-    exact = dataclasses.replace(reference(case), batch=0)
+    exact = reference(dataclasses.replace(case, batch=0))
     x, U, s = exact.x(), exact.U(), exact.softmax_scale
     beta = _beta(exact, exact.tokens)
     inner = float((SubspaceCodingRate(U, exact.epsilon).gradient(x) * _mssa(exact, x, U, s)).sum()) / beta
@@ -288,7 +290,7 @@ def _bound_of_alignment(N: int, mean: Tensor, largest: float, product: float) ->
 
 def _minus_descends(subject: Any, case: Case) -> Measurement:
     """⟨∇R_c, direction⟩ in float64 and, on small cases, as a derivative in fifty digits."""
-    exact = dataclasses.replace(reference(case), batch=0)
+    exact = reference(dataclasses.replace(case, batch=0))
     x, U, s = exact.x(), exact.U(), exact.softmax_scale
     gradient = SubspaceCodingRate(U, exact.epsilon).gradient(x)
     direction = subject(exact, x, gradient, s)
@@ -307,7 +309,7 @@ def _minus_descends(subject: Any, case: Case) -> Measurement:
 
 
 def _skip_lowers(subject: Any, case: Case) -> Measurement:
-    exact = dataclasses.replace(reference(case), batch=0)
+    exact = reference(dataclasses.replace(case, batch=0))
     x, U = exact.x(), exact.U()
     after = subject(exact, x, U, exact.softmax_scale)
     start, end = (float(paper.crate_eq8(columns(z), bases(U), exact.epsilon)) for z in (x, after))
@@ -335,7 +337,7 @@ def _variants(case: Case, x: Tensor, U: Tensor) -> dict[str, Tensor]:
 
 
 def _table(subject: Any, case: Case) -> Measurement:
-    exact = dataclasses.replace(reference(case), batch=0)
+    exact = reference(dataclasses.replace(case, batch=0))
     x, U, s = exact.x(), exact.U(), exact.softmax_scale
     Z, blocks = columns(x), bases(U)
     beta = _beta(exact, len(x))

@@ -27,7 +27,6 @@ from ..measures import (
     by_head,
     columns,
     gradient_measure,
-    identity,
     norm,
     rate_condition,
     reference,
@@ -161,27 +160,28 @@ def _cosine_and_ratio(case: Case, frozen: Tensor, full: Tensor) -> tuple[float, 
 
 
 def _feasibility(subject: Any, case: Case) -> Measurement:
-    exact = dataclasses.replace(reference(case), batch=0)
+    exact = reference(dataclasses.replace(case, batch=0))
     x, soft = exact.x(), SoftRepresentativeRate(
         exact.U(), exact.softmax_scale, queries=exact.queries(), epsilon=exact.epsilon
     )
     frozen = soft.frozen_at(x)
     got = subject(exact, frozen, x)
     Z = columns(x)
-    want = [
-        abs(float(paper.coding_rate(Uk.T @ Z @ Ak, exact.epsilon) - paper.coding_rate(Uk.T @ Z, exact.epsilon)))
+    pairs = [
+        (float(paper.coding_rate(Uk.T @ Z @ Ak, exact.epsilon)), float(paper.coding_rate(Uk.T @ Z, exact.epsilon)))
         for Uk, Ak in zip(bases(exact.U()), by_head(frozen.P), strict=True)
     ]
-    measured = identity(
-        "gap of every head",
-        got,
-        np.array(want),
-        "float64",
-        rate_condition(project(x, frozen.U), exact.head_dim / exact.epsilon**2) * (1 + exact.dim / (sum(want) + 1e-300)),
-    )
-    share = float(np.mean(want)) / max(float(paper.crate_eq8(Z, bases(exact.U()), exact.epsilon)) / exact.heads, 1e-300)
-    return dataclasses.replace(
-        measured, values={"gap a head (nats)": float(np.mean(want)), "gap over the tokens' rate": share}
+    gaps, whole = np.array([abs(few - every) for few, every in pairs]), sum(map(sum, pairs))
+    if whole == 0:
+        return Measurement(evidence=False)
+    condition = rate_condition(project(x, frozen.U), exact.head_dim / exact.epsilon**2)
+    allowed = tolerance("float64", condition, exact.dim / whole)
+    error = norm(got.double() - torch.from_numpy(gaps)) / whole
+    share = float(gaps.sum()) / max(sum(every for _, every in pairs), 1e-300)
+    return Measurement(
+        (Comparison("gap of every head", error, allowed),),
+        allowed <= MEANINGFUL,
+        {"gap a head (nats)": float(gaps.mean()), "gap over the tokens' rate": share},
     )
 
 

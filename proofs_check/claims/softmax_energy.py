@@ -119,7 +119,7 @@ def _step_of_one(case: Case, keys: Tensor, x: Tensor, s: float) -> Tensor:
 
 
 def _smoothness(subject: Any, case: Case) -> Measurement:
-    exact = dataclasses.replace(reference(case), batch=0)
+    exact = reference(dataclasses.replace(case, batch=0))
     rng, parts = exact.rng("smoothness"), []
     x = exact.x() if exact.given is None or exact.given.ndim == 2 else exact.x()[0]
     for name, objective in (
@@ -148,7 +148,7 @@ def _smoothness(subject: Any, case: Case) -> Measurement:
 
 
 def _ascent(subject: Any, case: Case) -> Measurement:
-    exact = dataclasses.replace(reference(case), batch=0)
+    exact = reference(dataclasses.replace(case, batch=0))
     energy, x = _make_self(exact), exact.x()
     kappa = exact.step
     after = subject(exact, energy, x, kappa)
@@ -163,7 +163,7 @@ def _ascent(subject: Any, case: Case) -> Measurement:
 
 def _tied(subject: Any, case: Case) -> Measurement:
     """The Jacobian of a gradient is symmetric; that of attention with its own keys is not."""
-    exact = dataclasses.replace(reference(case), batch=0)
+    exact = reference(dataclasses.replace(case, batch=0))
     x, U, s = exact.x(), exact.U(), exact.softmax_scale
 
     def field(flat: Tensor) -> Tensor:

@@ -1,0 +1,269 @@
+"""The report of a run: one self-contained HTML page, made to be looked at."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import re
+import shlex
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .claim import Claim, Verdict
+from .figures import lesson, lesson_chart, mark, photograph, scatter
+from .inputs import TokenInput, default_image
+from .report_claim import MEANING, Context, card, count, css_class
+from .report_style import CSS
+from .run import PROFILES
+from .typeset import Typesetter
+
+__all__ = ["render", "write"]
+
+CAVEAT = (
+    "“Holds on N cases” is numerical agreement on those N cases, to a tolerance that is given with each."
+    " It is not a proof."
+)
+WORDS = {
+    "holds": "hold",
+    "fails": "fail",
+    "vacuous": "vacuous",
+    "refuted": "refuted",
+    "measured": "measured",
+    "open": "open",
+}
+FIRST = (
+    (("fails", "vacuous"), "Fails or vacuous", "what has to be looked at"),
+    (("refuted", "open"), "Refuted and open", "statements that are false, and questions"),
+)
+
+
+def write(
+    path: Path,
+    run: Mapping[str, Any],
+    verdicts: Sequence[Verdict],
+    claims: Mapping[str, Claim],
+    source: TokenInput | None,
+) -> None:
+    """Write the page; a file that was there stays whole until the new one is complete.
+
+    The page's replay commands look for the counterexamples in the folder beside it that has its name.
+    """
+    path = Path(path)
+    page = render(run, verdicts, claims, source, folder=path.with_suffix("").name)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(page, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def render(
+    run: Mapping[str, Any],
+    verdicts: Sequence[Verdict],
+    claims: Mapping[str, Claim],
+    source: TokenInput | None,
+    *,
+    folder: str | None = None,
+) -> str:
+    """The page as text: nothing is fetched, nothing is executed, everything given is escaped.
+
+    ``run`` is the JSON object of the run; ``claims``, by id, give equations, files and corrections, and a
+    verdict without its claim is shown without them; ``source`` is the real input; ``folder`` is where the
+    counterexamples were saved, for the replay commands, or None if they were not.
+    """
+    context, anchors = Context(Typesetter(), source, folder), _anchors(verdicts)
+    sound = all(verdict.sound for verdict in verdicts)
+    kind = "drawn inputs" if source is None else source.name
+    body = "".join(
+        f'<section class="group"><h2>{escape(title)} <small>{escape(note)}</small></h2>'
+        + "".join(card(verdict, claims.get(verdict.id), anchors[id(verdict)], context) for verdict in chosen)
+        + "</section>\n"
+        for title, note, chosen in _groups(verdicts)
+    )
+    head = f"""<header>
+<h1>Is the layer the step it claims to be?</h1>
+<p class="lead{"" if sound else " bad"}">{escape(_summary(run, verdicts, source))}</p>
+<p class="note">{CAVEAT}</p>
+{_lesson(run, source)}
+</header>"""
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{escape(f"{len(verdicts)} claims on {kind}: {'all sound' if sound else 'not all sound'}")}</title>
+<style>{CSS}</style>
+</head>
+<body>
+{context.setter.outlines()}
+{head}
+<main>
+{_contents(verdicts, anchors)}
+{body}
+</main>
+{_footer(run, verdicts, claims, source)}
+</body>
+</html>
+"""
+
+
+def _summary(run: Mapping[str, Any], verdicts: Sequence[Verdict], source: TokenInput | None) -> str:
+    counts = Counter(verdict.status for verdict in verdicts)
+    said = ", ".join(f"{counts[status]} {WORDS[status]}" for status in WORDS if counts[status])
+    tried = [mutant for verdict in verdicts for mutant in verdict.mutants]
+    killed = sum(mutant.killed for mutant in tried)
+    put_to = "on drawn inputs"
+    if source is not None:
+        put_to = f"on {len(source.tokens):,} tokens of {source.name} and on drawn inputs"
+    parts = [f"{count(len(verdicts), 'claim')} {put_to}: {said or 'none was run'}"]
+    rejected = f"{killed} of {count(len(tried), 'wrong version')} rejected"
+    parts.append(rejected if tried else "no wrong versions were tried")
+    seconds = run.get("seconds")
+    took = f", in {seconds:,.3g} s" if isinstance(seconds, (int, float)) else ""
+    return "; ".join(parts) + took + "."
+
+
+def _lesson(run: Mapping[str, Any], source: TokenInput | None) -> str:
+    seed = run.get("seed")
+    seed = seed if isinstance(seed, int) and seed >= 0 else 0
+    drawn = np.random.default_rng(seed).standard_normal((300, 24)) / 24**0.5
+    tokens = drawn if source is None else source.tokens
+    told = lesson(tokens, seed=seed)
+    steps = len(next(iter(told.rate.values()))) - 1
+    picture, caption = "", "300 drawn Gaussian tokens of mean squared norm 1."
+    if source is not None:
+        drawing = photograph(source) or scatter(source.tokens)
+        title, one = "The tokens, along two principal directions", ""
+        if source.image is not None:
+            title, one = "The input, cut into tokens", " The yellow square is one token."
+        picture = f'<figure class="picture"><h3>{title}</h3>{drawing}</figure>'
+        caption = f"{source.name}: {source.note}.{one}"
+    heads = f"{told.heads} random orthonormal subspaces" if told.heads > 1 else "one random orthonormal basis"
+    said = "; ".join(
+        f"with {'the ' if name.islower() else ''}{name} R_c {_moves(told.rate[name])}, and {_moves(told.unit[name])} at norm 1"
+        for name in told.rate
+    )
+    charts = (
+        ("The coding rate R_c of the tokens, in nats", told.rate),
+        ("The same, every token scaled to norm 1", told.unit),
+    )
+    figures = "".join(
+        f"<figure><h3>{title.replace('R_c', 'R<sub>c</sub>')}</h3>{lesson_chart(series, title)}</figure>"
+        for title, series in charts
+    )
+    return (
+        f'<section class="lesson{"" if picture else " bare"}" aria-label="What the steps do to the tokens">'
+        f'{picture}{figures}<p class="caption">{escape(caption)} The tokens take {steps} steps of three'
+        " rules: the exact step on R<sub>c</sub> with its certified size 1/L, and softmax attention added"
+        f" (Z + MSSA) or subtracted (Z − MSSA) with κ = 1, in {heads}, ε = 0.5. R<sub>c</sub> also changes"
+        " when all tokens merely shrink or grow, so the second chart looks at their directions alone."
+        f" On these tokens, {escape(said).replace('R_c', 'R<sub>c</sub>')}.</p></section>"
+    )
+
+
+def _moves(series: Sequence[float]) -> str:
+    change = series[-1] - series[0]
+    return "falls" if change < 0 else "rises" if change > 0 else "does not change"
+
+
+def _anchors(verdicts: Sequence[Verdict]) -> dict[int, str]:
+    """A fragment for every verdict, by the verdict's identity: readable, and unique in the page."""
+    taken: dict[str, int] = {}
+    anchors = {}
+    for verdict in verdicts:
+        name = "claim-" + re.sub(r"[^A-Za-z0-9._-]+", "-", verdict.id)
+        taken[name] = taken.get(name, 0) + 1
+        anchors[id(verdict)] = name if taken[name] == 1 else f"{name}~{taken[name]}"
+    return anchors
+
+
+def _groups(verdicts: Sequence[Verdict]) -> Iterable[tuple[str, str, list[Verdict]]]:
+    """Title, note and verdicts of every section: what needs attention first, then stem by stem."""
+    rest = list(verdicts)
+    for statuses, title, note in FIRST:
+        chosen = sorted((v for v in rest if v.status in statuses), key=lambda v: statuses.index(v.status))
+        rest = [verdict for verdict in rest if verdict.status not in statuses]
+        if chosen:
+            yield title, note, chosen
+    for stem in dict.fromkeys(verdict.stem for verdict in rest):
+        chosen = [verdict for verdict in rest if verdict.stem == stem]
+        yield stem.replace("_", " "), count(len(chosen), "claim"), chosen
+
+
+def _contents(verdicts: Sequence[Verdict], anchors: Mapping[int, str]) -> str:
+    rows = []
+    for stem in dict.fromkeys(verdict.stem for verdict in verdicts):
+        chosen = [verdict for verdict in verdicts if verdict.stem == stem]
+        links = "".join(_link(verdict, anchors[id(verdict)]) for verdict in chosen)
+        rows.append(f"<li>{escape(stem.replace('_', ' '))}<span>{links}</span></li>")
+    seen = {verdict.status for verdict in verdicts}
+    key = "".join(
+        f'<div><dt class="{status}">{mark(status)}{status}</dt><dd>{meaning}</dd></div>'
+        for status, meaning in MEANING.items()
+        if status in seen
+    )
+    return (
+        '<nav aria-label="All claims"><h2>All claims <small>one mark each</small></h2>'
+        f'<ul class="map">{"".join(rows)}</ul></nav><dl class="key">{key}</dl>'
+    )
+
+
+def _link(verdict: Verdict, anchor: str) -> str:
+    name = escape(f"{verdict.id}: {verdict.status}")
+    css = css_class(verdict.status)
+    return f'<a class="{css}" href="#{anchor}" title="{name}" aria-label="{name}">{mark(verdict.status)}</a>'
+
+
+def _footer(
+    run: Mapping[str, Any],
+    verdicts: Sequence[Verdict],
+    claims: Mapping[str, Claim],
+    source: TokenInput | None,
+) -> str:
+    environment = run.get("environment")
+    facts: list[tuple[str, Any]] = [
+        ("version", run.get("version")),
+        ("date", run.get("date") or datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")),
+        ("seed", run.get("seed")),
+        ("profile", run.get("profile")),
+        ("precision", run.get("dtype")),
+        ("input", "drawn cases only" if source is None else f"{source.name}: {source.note}"),
+    ]
+    facts += list(environment.items()) if isinstance(environment, Mapping) else []
+    pairs = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in facts if v is not None)
+    again = escape(str(run.get("command") or _command(run, verdicts, claims, source)))
+    return (
+        f'<footer><h2>This run</h2><dl class="facts">{pairs}</dl>'
+        f"<h2>Run it again</h2><pre>$ {again}</pre></footer>"
+    )
+
+
+def _command(
+    run: Mapping[str, Any],
+    verdicts: Sequence[Verdict],
+    claims: Mapping[str, Claim],
+    source: TokenInput | None,
+) -> str:
+    """The call that gives this run again; files by their names, since folders differ between machines."""
+    words = ["proofs-check", "run"]
+    names = [verdict.id for verdict in verdicts]
+    words += [] if set(names) == set(claims) else names
+    if run.get("profile") in PROFILES:
+        words += ["--profile", str(run["profile"])]
+        words += (
+            ["--cases", str(run["cases"])]
+            if run.get("cases", PROFILES[run["profile"]]) != PROFILES[run["profile"]]
+            else []
+        )
+    words += ["--seed", str(run.get("seed", 0))]
+    words += ["--dtype", str(run["dtype"])] if run.get("dtype", "float64") != "float64" else []
+    words += [] if any(verdict.mutants for verdict in verdicts) else ["--no-mutants"]
+    if source is not None and source.name != default_image().name:
+        words += [f"--{'image' if source.kind == 'image' else 'tokens'}", source.name]
+    return shlex.join([*words, "--html", "proofs-report.html"])
