@@ -202,9 +202,13 @@ def _factor(w: Tensor, beta: float | Tensor) -> tuple[Tensor, bool]:
     gram = beta * (tall.mT @ tall)
     identity = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
     factor, info = torch.linalg.cholesky_ex(gram + identity)
-    if bool(info.any()):
-        # Rounding has made I + βG indefinite: β‖w‖² exceeds 1/eps. The triangular factor of [√β w; I] is the
-        # same matrix, computed without squaring the condition number.
+    largest = gram.detach().diagonal(dim1=-2, dim2=-1).amax(-1)
+    smallest = factor.detach().diagonal(dim1=-2, dim2=-1).square().amin(-1)
+    trusted = (info == 0) & (largest * torch.finfo(gram.dtype).eps ** 0.5 <= smallest)
+    if not bool(trusted.all()):
+        # Every squared pivot is at least 1, but rounding moves it by eps β‖w‖²: with tokens of low rank and large β‖w‖²
+        # it is noise, negative or, worse, positive. The triangular factor of [√β w; I] is the same matrix, computed
+        # without squaring the condition number.
         root = torch.as_tensor(beta, dtype=w.dtype, device=w.device).sqrt()
         stacked = torch.cat([root * tall, identity.expand(*tall.shape[:-2], *identity.shape)], dim=-2)
         upper = torch.linalg.qr(stacked).R

@@ -6,12 +6,13 @@ import abc
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrize
 
 from objectives import Objective
 
 from .base import UnrolledLayer
 from .errors import check_choice, check_count, check_input, check_sizes, step_in_certificate
+from .orthonormal import OrthonormalColumns
 
 __all__ = ["SubspaceLayer", "contract", "per_head"]
 
@@ -49,15 +50,18 @@ class SubspaceLayer(UnrolledLayer, abc.ABC):
                 f"{owner}: U must be a tensor (heads, dim, head_dim) = ({heads}, {dim}, …), but is"
                 f" {tuple(U.shape) if isinstance(U, Tensor) else type(U).__name__}."
             )
-        head_dim = U.shape[-1] if U is not None else (dim // heads if head_dim is None and heads > 0 else head_dim)
+        if U is not None:
+            head_dim = U.shape[-1]
+        elif head_dim is None:
+            check_count(owner, "heads", heads)
+            head_dim = dim // heads
         check_choice(owner, "basis", basis, ("orthonormal", "free"))
-        check_sizes(owner, dim, heads, head_dim, basis == "orthonormal")  # type: ignore[arg-type]
+        check_sizes(owner, dim, heads, head_dim, basis == "orthonormal")
         check_choice(owner, "form", form, forms)
         check_count(owner, "class_tokens", class_tokens, 0)
         for name, value in (("epsilon", epsilon), ("scale", scale)):
             if value is not None and not (value > 0 and value < float("inf")):
                 raise ValueError(f"{owner}: {name} must be positive and finite, but is {value}.")
-        assert head_dim is not None  # check_sizes has refused it
         self.dim, self.heads, self.head_dim = dim, heads, head_dim
         self.form, self.epsilon, self.class_tokens = form, float(epsilon), class_tokens
         self.scale = head_dim**-0.5 if scale is None else float(scale)
@@ -83,7 +87,7 @@ class SubspaceLayer(UnrolledLayer, abc.ABC):
                     " or pass basis='free'."
                 )
             # Householder reflections keep the columns orthonormal to rounding whatever the optimiser does.
-            parametrizations.orthogonal(self, "basis", "householder", use_trivialization=False)
+            parametrize.register_parametrization(self, "basis", OrthonormalColumns(flat.shape[-1]))
 
     def _init_output(self, bias: bool) -> None:
         owner, inner = self._owner, self.heads * self.head_dim

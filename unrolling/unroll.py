@@ -8,11 +8,12 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrize
 
 from objectives import Objective, certified_step_size
 
 from .errors import check_count, check_step_number
+from .orthonormal import OrthonormalColumns
 from .steps import GradientStep, Step
 
 __all__ = ["Unrolled"]
@@ -127,7 +128,7 @@ class _Fields(nn.Module):
                 self.layout[name] = value.shape
                 self.U = nn.Parameter(value.detach().transpose(0, 1).flatten(-2).clone())
                 if getattr(objective, "orthonormal", False):
-                    parametrizations.orthogonal(self, "U", "householder", use_trivialization=False)
+                    parametrize.register_parametrization(self, "U", OrthonormalColumns(self.U.shape[-1]))
             elif isinstance(value, Tensor):
                 self.register_parameter(name, nn.Parameter(value.detach().clone()))
             else:
