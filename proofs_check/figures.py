@@ -118,7 +118,10 @@ def ruler(error: float | None, tolerance: float | None, real: float | None = Non
 
 @dataclass(frozen=True)
 class Lesson:
-    """R_c in nats after every step, from step 0 on: of the tokens, and of the tokens scaled to norm 1."""
+    """R_c in nats after every step, from step 0 on: of the tokens, and of the tokens scaled to norm 1.
+
+    The latter is NaN where the tokens have shrunk to rounding errors, which have no direction.
+    """
 
     heads: int
     rate: Mapping[str, tuple[float, ...]]
@@ -159,21 +162,29 @@ def lesson(tokens: NDArray[np.float64], *, steps: int = 12, seed: int = 0, epsil
                 for _ in range(steps):
                     points.append(x := layer(x))
                 rate[name] = tuple(float(objective.value(z)) for z in points)
-                tiny = torch.finfo(x.dtype).tiny
-                unit[name] = tuple(
-                    float(objective.value(z / z.norm(dim=-1, keepdim=True).clamp(min=tiny))) for z in points
-                )
+                unit[name] = _at_norm_one(objective, points)
     finally:
         torch.set_num_threads(threads)
     return Lesson(heads, rate, unit)
 
 
+def _at_norm_one(objective: Any, points: Sequence[Any]) -> tuple[float, ...]:
+    """The rate of the tokens' directions; NaN from the step on that left nothing of them but rounding errors."""
+    sizes = [float(z.norm()) for z in points]
+    lost = (k for k in range(1, len(sizes)) if not sizes[k] > 1e-10 * sizes[k - 1])
+    kept = next(lost, len(sizes))
+    units = (z / z.norm(dim=-1, keepdim=True).clamp(min=1e-300) for z in points[:kept])
+    return tuple(float(objective.value(z)) for z in units) + (math.nan,) * (len(points) - kept)
+
+
 def lesson_chart(series: Mapping[str, Sequence[float]], label: str) -> str:
-    """Lines over steps, named at their ends."""
+    """Lines over steps, named at their ends; a line stops where its values are not finite."""
     left, right, top, bottom = 34.0, 312.0, 12.0, 232.0
-    finite = [value for line in series.values() for value in line if math.isfinite(value)]
-    ticks = _ticks(max(finite, default=1.0))
     steps = max((len(line) for line in series.values()), default=2) - 1
+    shown = {
+        name: [value for value in line if math.isfinite(value)] or [0.0] for name, line in series.items()
+    }
+    ticks = _ticks(max((max(line) for line in shown.values()), default=1.0))
 
     def x(step: float) -> float:
         return left + (right - left) * step / max(1, steps)
@@ -192,17 +203,16 @@ def lesson_chart(series: Mapping[str, Sequence[float]], label: str) -> str:
             f'<text class="tick" text-anchor="middle" x="{x(step):.1f}" y="{bottom + 18}">{step}</text>'
         )
     parts.append(f'<text class="tick" text-anchor="end" x="{right}" y="{bottom + 36}">steps</text>')
-    ends = {name: y(line[-1]) if math.isfinite(line[-1]) else top for name, line in series.items()}
-    places = _spread(ends, 34.0, bottom - 14)
+    places = _spread({name: y(line[-1]) for name, line in shown.items()}, 34.0, bottom - 14)
     for order, (name, line) in enumerate(series.items()):
         points = [(x(step), y(value)) for step, value in enumerate(line) if math.isfinite(value)]
         path = "L".join(f"{px:.1f} {py:.1f}" for px, py in points)
         dots = "".join(f'<circle cx="{px:.1f}" cy="{py:.1f}" r="2.3"/>' for px, py in points)
         parts.append(f'<g class="line s{order + 1}"><path d="M{path}"/>{dots}')
         spot = f'x="{right + 9}" y="{places[name]:.1f}"'
-        value = f'<tspan class="value" x="{right + 9}" dy="15">{line[-1]:.2f}</tspan>'
+        value = f'<tspan class="value" x="{right + 9}" dy="15">{shown[name][-1]:.2f}</tspan>'
         parts.append(f"<text {spot}>{html.escape(name)}{value}</text></g>")
-    told = "; ".join(f"{name} from {line[0]:.2f} to {line[-1]:.2f}" for name, line in series.items())
+    told = "; ".join(f"{name} from {line[0]:.2f} to {line[-1]:.2f}" for name, line in shown.items())
     name = html.escape(f"{label}: {told}", quote=True)
     return f'<svg class="chart" viewBox="0 0 400 272" role="img" aria-label="{name}">{"".join(parts)}</svg>'
 

@@ -146,9 +146,11 @@ def _lesson(run: Mapping[str, Any], source: TokenInput | None) -> str:
         caption = f"{source.name}: {source.note}.{one}"
     heads = f"{told.heads} random orthonormal subspaces" if told.heads > 1 else "one random orthonormal basis"
     said = "; ".join(
-        f"with {'the ' if name.islower() else ''}{name} R_c {_moves(told.rate[name])}, and {_moves(told.unit[name])} at norm 1"
+        f"with {name} R<sub>c</sub> {_moves(told.rate[name])}, and {_moves(told.unit[name])} at norm 1"
         for name in told.rate
     )
+    if any(not np.isfinite(series).all() for series in told.unit.values()):
+        said += "; a line ends where its tokens have shrunk to rounding errors"
     charts = (
         ("The coding rate R_c of the tokens, in nats", told.rate),
         ("The same, every token scaled to norm 1", told.unit),
@@ -163,12 +165,13 @@ def _lesson(run: Mapping[str, Any], source: TokenInput | None) -> str:
         " rules: the exact step on R<sub>c</sub> with its certified size 1/L, and softmax attention added"
         f" (Z + MSSA) or subtracted (Z − MSSA) with κ = 1, in {heads}, ε = 0.5. R<sub>c</sub> also changes"
         " when all tokens merely shrink or grow, so the second chart looks at their directions alone."
-        f" On these tokens, {escape(said).replace('R_c', 'R<sub>c</sub>')}.</p></section>"
+        f" On these tokens, {said}.</p></section>"
     )
 
 
 def _moves(series: Sequence[float]) -> str:
-    change = series[-1] - series[0]
+    finite = [value for value in series if np.isfinite(value)]
+    change = finite[-1] - finite[0]
     return "falls" if change < 0 else "rises" if change > 0 else "does not change"
 
 

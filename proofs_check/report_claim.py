@@ -153,7 +153,7 @@ def _mutants(verdict: Verdict, context: Context) -> str:
         return ""
     rows = "".join(_mutant(mutant, verdict, context) for mutant in verdict.mutants)
     return (
-        '<h4>Wrong versions, which the claim must reject</h4><div class="table"><table>'
+        '<h4>Wrong versions, which the claim must reject</h4><div class="table"><table class="wrong">'
         '<tr><th>version</th><th>verdict</th><th class="n">error / tolerance</th>'
         f"<th>smallest case that shows it</th></tr>{rows}</table></div>"
     )

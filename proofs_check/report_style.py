@@ -115,7 +115,7 @@ code, pre { font-family: var(--mono); font-size: .86em; }
 .key dd { margin: 0; color: var(--soft); }
 
 .claim {
-  display: grid; grid-template-columns: 8.2rem minmax(0, 1fr) 20rem; gap: 0 2rem; padding: 1.5rem 0
+  display: grid; grid-template-columns: 8.2rem minmax(0, 1fr) 21rem; gap: 0 2rem; padding: 1.5rem 0
   1.2rem; border-top: 1px solid var(--line); break-inside: avoid-page;
 }
 .group > .claim:nth-of-type(1) { border-top: 2px solid var(--ink); margin-top: .7rem; }
@@ -131,7 +131,7 @@ code, pre { font-family: var(--mono); font-size: .86em; }
   font-size: 1.18rem; line-height: 1.36; font-weight: 400; margin: .1rem 0 .3rem; text-wrap: pretty;
 }
 .equation {
-  overflow-x: auto; overflow-y: hidden; padding: .3rem 0 .4rem; font: 1.2rem/2.3 var(--serif);
+  overflow-x: auto; overflow-y: hidden; padding: .3rem 0 .6rem; font: 1.2rem/2.3 var(--serif);
 }
 .math svg { fill: currentColor; overflow: visible; max-width: none; }
 .words { font-size: .88em; }
@@ -145,9 +145,9 @@ code, pre { font-family: var(--mono); font-size: .86em; }
   font-weight: 600;
 }
 .origin { font-size: .88rem; color: var(--soft); margin: 0; max-width: none; }
-.origin code { font-size: .92em; white-space: nowrap; }
+.origin code { font-size: .82rem; letter-spacing: -.02em; white-space: nowrap; }
 .numbers { font-size: .88rem; }
-.numbers dl { display: grid; grid-template-columns: auto 1fr; gap: .05rem 1rem; margin: .2rem 0 0; }
+.numbers dl { display: grid; grid-template-columns: auto 1fr; gap: .05rem .6rem; margin: .2rem 0 0; }
 .numbers dt { color: var(--soft); } .numbers dd { margin: 0; text-align: right; }
 .ruler { width: 100%; max-width: 20rem; display: block; overflow: visible; }
 .ruler text { font: 10px var(--sans); fill: var(--soft); text-anchor: middle; }
@@ -155,9 +155,9 @@ code, pre { font-family: var(--mono); font-size: .86em; }
 .ruler .allowed { fill: var(--holds); fill-opacity: .16; }
 .ruler .error { fill: var(--ink); } .ruler .bad { fill: var(--fails); }
 .ruler .real { fill: none; stroke: var(--s2); stroke-width: 1.8; }
-.tally { display: flex; flex-wrap: wrap; gap: 3px; justify-content: end; align-items: center; }
-.tally i { width: 8px; height: 8px; background: var(--holds); border-radius: 1px; }
-.tally i.alive { background: none; border: 2px solid var(--fails); width: 11px; height: 11px; }
+.tally { display: flex; flex-wrap: wrap; gap: 2px; justify-content: end; align-items: center; }
+.tally i { width: 6px; height: 9px; background: var(--holds); border-radius: 1px; }
+.tally i.alive { background: none; border: 2px solid var(--fails); width: 10px; height: 11px; }
 .tally b { font-weight: 600; margin-right: .3rem; }
 
 details > summary { cursor: pointer; color: var(--soft); font-size: .9rem; width: fit-content; }
@@ -200,8 +200,7 @@ footer h2 { margin-top: 1.6rem; }
 @media (max-width: 42rem) {
   main, header, footer { padding: 0 1rem; }
   h1 { margin-top: 1.8rem; }
-  .lesson, .lesson.bare, .columns figure { margin: 0; }
-.columns { grid-template-columns: minmax(0, 1fr); }
+  .lesson, .lesson.bare, .columns { grid-template-columns: minmax(0, 1fr); }
   .lesson .picture { max-width: none; }
   .claim, .group > .claim:nth-of-type(1) {
     display: block; background: var(--card); border: 1px solid var(--line); border-top: 3px solid
@@ -214,6 +213,12 @@ footer h2 { margin-top: 1.6rem; }
   .inside { padding: .3rem .8rem .8rem; margin-inline: -.3rem; }
   .facts { grid-template-columns: minmax(0, 1fr); } .facts dt { margin-top: .4rem; }
   .key div { grid-template-columns: 6.4rem 1fr; }
+  .wrong, .wrong tbody, .wrong td { display: block; } .wrong th { display: none; }
+  .wrong tr {
+    display: grid; grid-template-columns: minmax(0, 1fr) auto auto; gap: 0 .9rem; padding: .5rem 0;
+    border-bottom: 1px solid var(--line);
+  }
+  .wrong td { border: 0; padding: 0; } .wrong td:last-child { grid-column: 1 / -1; }
 }
 @media print {
   :root { --page: #fff; --wash: #f6f6f4; }

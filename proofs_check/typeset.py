@@ -71,8 +71,7 @@ class Typesetter:
         from matplotlib.font_manager import FontProperties
         from matplotlib.textpath import TextToPath
 
-        # mathtext spaces \top as a relation; an upright T is the other usual sign of transposition.
-        setter, source = TextToPath(), "$" + source.replace(r"\top", r"\mathrm{T}") + "$"
+        setter, source = TextToPath(), "$" + _adapted(source) + "$"
         font = FontProperties(family="STIXGeneral", math_fontfamily="stix", size=1000)
         width, height, depth = setter.get_text_width_height_descent(source, font, True)
         placed, shapes, bars = setter.get_glyphs_mathtext(font, source)
@@ -94,6 +93,12 @@ class Typesetter:
             f"width:{width / 1000:.2f}em;height:{height / 1000:.2f}em;vertical-align:{-depth / 1000:.2f}em"
         )
         return f'<svg viewBox="{box}" style="{style}" aria-hidden="true">{"".join(parts)}</svg>', width / 1000
+
+
+def _adapted(source: str) -> str:
+    """mathtext spaces ⊤ as a relation, so an upright T transposes; and it sets no space after a sum's limits."""
+    source = source.replace(r"\top", r"\mathrm{T}")
+    return re.sub(r"(\\sum_(?:\{[^{}]*\}|\w))(?!\s*\\sum)", r"\1\\,", source)
 
 
 def _outline(vertices: Any, codes: Any) -> str:
