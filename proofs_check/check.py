@@ -18,6 +18,7 @@ from .diagnosis import diagnose
 from .measures import norm
 from .oracles import richardson_derivative, taylor_curve, taylor_slope
 from .strategies import KINDS_OF_TOKENS, Case
+from .threads import one_thread
 from .tolerance import tolerance
 
 __all__ = ["CheckResult", "ClaimFailed", "check_layer", "check_objective", "descent_error"]
@@ -68,6 +69,7 @@ def descent_error(layer: nn.Module, x: Tensor) -> float:
     return trial.error
 
 
+@one_thread()
 def check_layer(
     layer: nn.Module,
     x: Tensor | None = None,
@@ -137,6 +139,7 @@ def check_layer(
     )
 
 
+@one_thread()
 def check_objective(
     objective: Any, x: Tensor | None = None, *, dim: int | None = None, cases: int = 48, seed: int = 0
 ) -> CheckResult:
@@ -265,8 +268,8 @@ def _line(objective: Any, x: Tensor, gradient: Tensor) -> tuple[Callable[[float]
 
     bound = objective.lipschitz(x) if callable(getattr(objective, "lipschitz", None)) else None
     bend = 1e-2 * max(norm(x) / x.numel() ** 0.5, 1e-6)
-    if bound is not None and float(torch.as_tensor(bound).max()) > 0:
-        bend = min(0.1 / float(torch.as_tensor(bound).max()) ** 0.5, 10 * bend)
+    if bound is not None and _largest(bound) > 0:
+        bend = min(0.1 / _largest(bound) ** 0.5, 10 * bend)
     return along, norm(gradient), bend
 
 
@@ -302,7 +305,7 @@ def _smoothness_problem(objective: Any, x: Tensor, seed: int) -> str:
     bound = objective.lipschitz(x) if callable(getattr(objective, "lipschitz", None)) else None
     if bound is None or not getattr(objective, "lipschitz_is_global", True):
         return ""
-    L = float(torch.as_tensor(bound).max())
+    L = _largest(bound)
     rng = np.random.default_rng(seed)
     for size in (1e-2, 1.0):
         length = size * max(norm(x), 1e-3)
@@ -389,6 +392,10 @@ def _cases(dim: int, count: int | None, number: int, seed: int) -> list[Case]:
             )
         )
     return [dataclasses.replace(case, seed=case.seed + seed) for case in fixed[: max(number, 1)]]
+
+
+def _largest(bound: float | Tensor) -> float:
+    return float(torch.as_tensor(bound).detach().max())
 
 
 def _median(slopes: list[float]) -> float:

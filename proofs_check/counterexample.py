@@ -14,6 +14,7 @@ from .claim import Claim, Measurement, Verdict
 from .claims import find
 from .inputs import InputError
 from .strategies import Case
+from .threads import one_thread
 
 __all__ = ["file_name", "replay", "save_all"]
 
@@ -66,4 +67,5 @@ def replay(path: Path) -> tuple[Claim, str | None, Case, Measurement]:
     except Exception as problem:
         raise InputError(f"{path}: not a counterexample of proofs-check ({type(problem).__name__}: {problem}).") from None
     claim = find(claim_id)
-    return claim, mutant, case, claim.judge(case, mutant)
+    with one_thread():
+        return claim, mutant, case, claim.judge(case, mutant)

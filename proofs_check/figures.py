@@ -46,7 +46,7 @@ def number(value: float | None, digits: int = 2) -> str:
         return "NaN"
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
-    if value == 0 or 1e-2 <= abs(value) < 1e5:
+    if value == 0 or 1e-2 <= abs(value) < 9999:
         return f"{value:,.{max(digits, 4)}g}".replace("-", "−")
     mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
     front = "" if float(mantissa) == 1 else f"{mantissa} × "
@@ -169,7 +169,7 @@ def lesson(tokens: NDArray[np.float64], *, steps: int = 12, seed: int = 0, epsil
 
 
 def _at_norm_one(objective: Any, points: Sequence[Any]) -> tuple[float, ...]:
-    """The rate of the tokens' directions; NaN from the step on that left nothing of them but rounding errors."""
+    """The rate of the tokens' directions; NaN from the step on that left only rounding errors of them."""
     sizes = [float(z.norm()) for z in points]
     lost = (k for k in range(1, len(sizes)) if not sizes[k] > 1e-10 * sizes[k - 1])
     kept = next(lost, len(sizes))

@@ -143,9 +143,9 @@ def _fit(array: NDArray[np.float64], source: Path) -> tuple[NDArray[np.float64],
     centred = centred - centred.mean(0)
     note = f"{array.shape[1]} values a token"
     if array.shape[1] > WIDTH:
-        _, _, directions = np.linalg.svd(centred, full_matrices=False)
-        kept = min(WIDTH, len(directions))
-        projected = centred @ directions[:kept].T
+        kept = min(WIDTH, *centred.shape)
+        _, directions = np.linalg.eigh(centred.T @ centred)
+        projected = centred @ directions[:, : -kept - 1 : -1]
         share = float((projected**2).sum() / max((centred**2).sum(), np.finfo(float).tiny))
         centred = projected
         note += f" projected onto their {kept} principal directions ({share:.1%} of the variance)"

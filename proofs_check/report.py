@@ -115,7 +115,11 @@ def render(
 
 def _summary(run: Mapping[str, Any], verdicts: Sequence[Verdict], source: TokenInput | None) -> str:
     counts = Counter(verdict.status for verdict in verdicts)
-    said = ", ".join(f"{counts[status]} {WORDS[status]}" for status in WORDS if counts[status])
+    said = ", ".join(
+        f"{counts[status]} {status if counts[status] == 1 else WORDS[status]}"
+        for status in WORDS
+        if counts[status]
+    )
     tried = [mutant for verdict in verdicts for mutant in verdict.mutants]
     killed = sum(mutant.killed for mutant in tried)
     put_to = "on drawn inputs"
@@ -139,14 +143,15 @@ def _lesson(run: Mapping[str, Any], source: TokenInput | None) -> str:
     picture, caption = "", "300 drawn Gaussian tokens of mean squared norm 1."
     if source is not None:
         drawing = photograph(source) or scatter(source.tokens)
-        title, one = "The tokens, along two principal directions", ""
+        title, one = "Two principal coordinates", ""
         if source.image is not None:
             title, one = "The input, cut into tokens", " The yellow square is one token."
         picture = f'<figure class="picture"><h3>{title}</h3>{drawing}</figure>'
         caption = f"{source.name}: {source.note}.{one}"
     heads = f"{told.heads} random orthonormal subspaces" if told.heads > 1 else "one random orthonormal basis"
     said = "; ".join(
-        f"with {name} R<sub>c</sub> {_moves(told.rate[name])}, and {_moves(told.unit[name])} at norm 1"
+        f"with {name.replace('exact', 'the exact')} R<sub>c</sub> {_moves(told.rate[name])},"
+        f" and {_moves(told.unit[name])} at norm 1"
         for name in told.rate
     )
     if any(not np.isfinite(series).all() for series in told.unit.values()):

@@ -152,8 +152,11 @@ def _mutants(verdict: Verdict, context: Context) -> str:
     if not verdict.mutants:
         return ""
     rows = "".join(_mutant(mutant, verdict, context) for mutant in verdict.mutants)
+    title = "Wrong versions, which the claim must reject"
+    if verdict.kind == "refuted":
+        title = "Versions for which the statement is true, and which must not look refuted"
     return (
-        '<h4>Wrong versions, which the claim must reject</h4><div class="table"><table class="wrong">'
+        f'<h4>{title}</h4><div class="table"><table class="wrong">'
         '<tr><th>version</th><th>verdict</th><th class="n">error / tolerance</th>'
         f"<th>smallest case that shows it</th></tr>{rows}</table></div>"
     )
@@ -162,6 +165,8 @@ def _mutants(verdict: Verdict, context: Context) -> str:
 def _mutant(mutant: MutantVerdict, verdict: Verdict, context: Context) -> str:
     word, css = ("rejected", "holds") if mutant.killed else ("let through", "fails")
     case = "–" if mutant.case is None else f"<code>{escape(repr(mutant.case))}</code>"
+    if verdict.kind == "refuted" and mutant.killed:
+        case = "no counterexample to it among the fixed cases"
     if mutant.counterexample:
         again = _snippet(mutant.counterexample, mutant.case, verdict.id, mutant.name, context)
         shown = case if mutant.case is not None else "the code"

@@ -14,7 +14,7 @@ CSS = """
   --sans: system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif;
   --mono: ui-monospace, "SF Mono", Menlo, Consolas, "DejaVu Sans Mono", monospace;
 }
-@media (prefers-color-scheme: dark) {
+@media screen and (prefers-color-scheme: dark) {
   :root {
     --page: #14161a; --card: #1b1e23; --ink: #e9e7e1; --soft: #a5a7ad; --line: #353942;
     --wash: #23272e;
@@ -175,6 +175,7 @@ details > summary:hover { color: var(--ink); }
 .columns figure { margin: 0; }
 .columns { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 24rem); gap: 0 2.5rem; }
 .table { overflow-x: auto; }
+@media (min-width: 42.01rem) { .wrong td:nth-child(2) { white-space: nowrap; } }
 table { border-collapse: collapse; width: 100%; }
 th { text-align: left; font-weight: 600; color: var(--soft); font-size: .86rem; }
 td, th { padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line); vertical-align: top; }
@@ -185,9 +186,10 @@ pre {
   overflow-wrap: anywhere;
 }
 footer {
-  border-top: 2px solid var(--ink); margin-top: 4rem; padding-bottom: 4rem; font-size: .92rem;
+  margin-top: 4rem; padding-bottom: 4rem; font-size: .92rem;
 }
 footer h2 { margin-top: 1.6rem; }
+footer h2:first-child { border-top: 2px solid var(--ink); padding-top: 1.2rem; }
 
 @media (max-width: 62rem) {
   .claim { grid-template-columns: minmax(0, 1fr) minmax(0, 18rem); }

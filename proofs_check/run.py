@@ -6,18 +6,17 @@ import dataclasses
 import math
 import statistics
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import hypothesis
 import numpy as np
-import torch
 from hypothesis import HealthCheck, Phase, given, settings
 
 from .claim import Claim, Comparison, Measurement, Mutant, MutantVerdict, Verdict
 from .inputs import TokenInput
 from .strategies import Case
+from .threads import one_thread
 
 __all__ = ["PROFILES", "Campaign", "run_claim", "snippet"]
 
@@ -74,17 +73,12 @@ class _Rejected(Exception):
 def run_claim(claim: Claim, campaign: Campaign) -> Verdict:
     """Run one claim, on one thread, and say what is true of it."""
     started = time.perf_counter()
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
-        with warnings.catch_warnings(), np.errstate(all="ignore"):
-            warnings.simplefilter("ignore", RuntimeWarning)
+        with one_thread():
             verdict = _judge(claim, campaign)
     except Exception as problem:  # a claim that cannot be measured must not take the others down with it
         verdict = Verdict(claim.id, claim.stem, claim.kind, claim.statement, claim.source, "fails")
         verdict.reason = f"could not be measured: {type(problem).__name__}: {problem}"
-    finally:
-        torch.set_num_threads(threads)
     verdict.seconds = round(time.perf_counter() - started, 3)
     return verdict
 

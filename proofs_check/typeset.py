@@ -96,7 +96,7 @@ class Typesetter:
 
 
 def _adapted(source: str) -> str:
-    """mathtext spaces ⊤ as a relation, so an upright T transposes; and it sets no space after a sum's limits."""
+    """An upright T for ⊤, which mathtext spaces as a relation, and the space it omits after sums."""
     source = source.replace(r"\top", r"\mathrm{T}")
     return re.sub(r"(\\sum_(?:\{[^{}]*\}|\w))(?!\s*\\sum)", r"\1\\,", source)
 
