@@ -1,0 +1,145 @@
+import copy
+import itertools
+
+import pytest
+import torch
+
+from objectives import SelfAttentionEnergy, SubspaceCodingRate
+from unrolling import MSSA
+
+
+def off(layer, x):
+    step = layer.descend(x)
+    return float((layer(x) - step).norm() / (step - x).norm())
+
+
+@pytest.mark.parametrize(
+    ("form", "certified", "per_head", "basis"),
+    list(itertools.product(("exact", "softmax"), (False, True), (False, True), ("orthonormal",)))
+    + [("exact", False, True, "free"), ("softmax", False, False, "free")],
+)
+@pytest.mark.parametrize("shape", [(9, 12), (2, 1, 12), (2, 3, 5, 12)])
+def test_forward_is_the_declared_step(form, certified, per_head, basis, shape, device):
+    layer = MSSA(12, 3, form=form, certified=certified, per_head_step=per_head, basis=basis, step_size=0.7)
+    layer = layer.double().to(device)
+    assert off(layer, torch.randn(*shape, dtype=torch.float64, device=device)) < 1e-12
+
+
+def test_both_forms_are_their_equations(bases):
+    x = torch.randn(9, 12, dtype=torch.float64)
+    exact, softmax = torch.zeros_like(x), torch.zeros_like(x)
+    for U in bases:
+        w = x @ U
+        exact += (4 / (9 * 0.25)) * w @ torch.linalg.inv(torch.eye(4) + (4 / (9 * 0.25)) * w.mT @ w) @ U.mT
+        softmax += torch.softmax(0.5 * w @ w.mT, -1) @ w @ U.mT
+    torch.testing.assert_close(MSSA(12, 3, U=bases, step_size=0.3)(x), x - 0.3 * exact)
+    torch.testing.assert_close(MSSA(12, 3, U=bases, form="softmax", step_size=0.3)(x), x + 0.3 * softmax)
+
+
+def test_single_precision_follows_double():
+    layer, x = MSSA(12, 3), torch.randn(2, 9, 12)
+    wide = copy.deepcopy(layer).double()
+    torch.testing.assert_close(layer(x).double(), wide(x.double()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["exact", "softmax"])
+def test_gradients_are_right_through_the_layer(form, bases):
+    layer = MSSA(12, 3, U=bases, form=form, per_head_step=True)
+    x = torch.randn(4, 12, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(layer, (x,), atol=0, rtol=1e-5)
+    layer(x).square().sum().backward()
+    assert all(parameter.grad.abs().max() > 0 for parameter in layer.parameters())
+
+
+def test_bases_stay_orthonormal_whatever_the_optimiser_does():
+    layer = MSSA(12, 3, form="softmax").double()
+    optimiser = torch.optim.SGD(layer.parameters(), lr=10.0)
+    for _ in range(30):
+        optimiser.zero_grad()
+        (-layer(torch.randn(2, 9, 12, dtype=torch.float64)).square().mean()).backward()
+        optimiser.step()
+    flat = layer.basis.detach()
+    torch.testing.assert_close(flat.mT @ flat, torch.eye(12, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("form", ["exact", "softmax"])
+def test_certified_steps_stay_certified_after_training(form):
+    layer = MSSA(12, 3, form=form, certified=True, per_head_step=True, step_size=-1.0 if form == "softmax" else 1.0)
+    layer = layer.double()
+    with torch.no_grad():
+        layer.step.add_(torch.tensor([-30.0, 3.0, 30.0]))
+    x = torch.randn(9, 12, dtype=torch.float64)
+    objective = layer.objective_at(x)
+    assert 0 < float(objective.lipschitz(x)) <= 2
+    assert objective.value(layer(x)) <= objective.value(x)
+
+
+@pytest.mark.parametrize("step", [0.0, 2.0, -1.0, float("nan")])
+def test_certified_steps_have_an_interval(step):
+    with pytest.raises(ValueError, match=r"units of 1/L and must lie in \(0, 2\)|must be finite"):
+        MSSA(12, 3, certified=True, step_size=step)
+
+
+def test_a_free_output_matrix_withdraws_the_claim_unless_it_is_the_bases(bases):
+    x = torch.randn(9, 12, dtype=torch.float64)
+    layer = MSSA(12, 3, U=bases, tied=False)
+    torch.testing.assert_close(layer(x), MSSA(12, 3, U=bases)(x))
+    assert off(layer, x) < 1e-12
+    with torch.no_grad():
+        layer.output.weight[0, 0] += 0.1
+    with pytest.raises(ValueError, match=r"no descent is claimed: the output matrix is free .*max \|O − U\| = 0.1"):
+        layer.objective_at(x)
+
+
+def test_what_it_declares_and_what_it_stands_in_for(bases):
+    x = torch.randn(9, 12, dtype=torch.float64)
+    exact, softmax = MSSA(12, 3, U=bases), MSSA(12, 3, U=bases, form="softmax")
+    assert isinstance(exact.objective_at(x), SubspaceCodingRate)
+    assert exact.approximates_at(x) is None
+    assert isinstance(softmax.objective_at(x), SelfAttentionEnergy)
+    assert not softmax.objective_at(x).keys.requires_grad
+    assert isinstance(softmax.approximates_at(x), SubspaceCodingRate)
+
+
+def test_state_goes_round():
+    first, second = MSSA(12, 3, certified=True), MSSA(12, 3, certified=True)
+    second.load_state_dict(first.state_dict())
+    x = torch.randn(5, 12)
+    torch.testing.assert_close(first(x), second(x))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        ({"dim": 12, "heads": 5, "head_dim": 4}, ValueError, "5 heads of 4 dimensions cannot be orthonormal in dim 12"),
+        ({"dim": 0}, ValueError, "dim must be at least 1"),
+        ({"dim": 12, "heads": 2.0}, TypeError, "heads must be an integer"),
+        ({"dim": 12, "form": "soft"}, ValueError, "form must be one of 'exact', 'softmax', but is 'soft'"),
+        ({"dim": 12, "basis": "square"}, ValueError, "basis must be one of 'orthonormal', 'free'"),
+        ({"dim": 12, "epsilon": 0.0}, ValueError, "epsilon must be positive and finite"),
+        ({"dim": 12, "scale": -1.0}, ValueError, "scale must be positive and finite"),
+        ({"dim": 12, "step_size": float("nan")}, ValueError, "step_size must be finite"),
+        ({"dim": 12, "output_bias": True}, ValueError, "an output bias belongs to a free output matrix"),
+        ({"dim": 12, "certified": True, "basis": "free"}, ValueError, "certified=True needs orthonormal bases"),
+        ({"dim": 12, "certified": True, "tied": False}, ValueError, "certified=True needs the tied output"),
+        ({"dim": 12, "U": torch.ones(1, 12, 3)}, ValueError, "U is not orthonormal"),
+        ({"dim": 12, "U": torch.ones(12, 3)}, ValueError, r"U must be a tensor \(heads, dim, head_dim\) = \(1, 12"),
+    ],
+)
+def test_bad_layers_are_refused(arguments, error, said):
+    with pytest.raises(error, match=said):
+        MSSA(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("x", "error", "said"),
+    [
+        (torch.randn(2, 9, 10), ValueError, r"x has dim 10, but U expects dim 12(.|\n)*\(2, 9, 10\); U is .* = \(3, 12, 4\)"),
+        (torch.randn(0, 12), ValueError, "at least one token"),
+        (torch.randn(9, 12).double(), TypeError, "x is torch.float64, but the layer is torch.float32"),
+        ([1.0], TypeError, "must be a torch.Tensor"),
+    ],
+)
+def test_bad_tokens_are_refused(x, error, said):
+    with pytest.raises(error, match=said):
+        MSSA(12, 3)(x)
