@@ -5,7 +5,6 @@ from __future__ import annotations
 import abc
 from typing import ClassVar, NamedTuple
 
-import torch
 from torch import Tensor
 
 __all__ = ["CertifiedStep", "Objective", "beta_of", "certified_step_size", "lift", "project"]
@@ -54,6 +53,7 @@ def certified_step_size(objective: Objective, x: Tensor) -> CertifiedStep:
     sensible size and no guarantee.
 
     Raises
+    ------
         ValueError if the objective knows no constant.
 
     >>> import torch

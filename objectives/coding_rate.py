@@ -33,11 +33,13 @@ class CodingRate(Objective):
         MCR², arXiv 2006.08558, eq. 2; ReduNet, arXiv 2105.10446. Cost ``N d min(N, d)``, linear in tokens.
     Symbols
         epsilon is their ε; the released code of MCR² calls ε² ``eps``.
+
     Raises
+    ------
         ValueError for ε ≤ 0, empty, NaN or infinite tokens; TypeError for other types.
     Claims
         coding_rate.value, coding_rate.gradient, coding_rate.hessian, coding_rate.descent,
-        coding_rate.singular_values, coding_rate.invariance, coding_rate.sides, coding_rate.cost
+        coding_rate.singular_values, coding_rate.invariance, coding_rate.cost
 
     >>> import torch
     >>> CodingRate(epsilon=1.0).value(torch.eye(2, dtype=torch.float64)).item()  # log 2
@@ -87,7 +89,9 @@ class SubspaceCodingRate(Objective):
         attention of CBSA's eq. 12). orthonormal=False skips the check of U, orthonormal_tolerance sets its limit.
     Source
         CRATE, arXiv 2306.01129, eq. 8; the weights are ours: per-head step sizes.
+
     Raises
+    ------
         ValueError for ε ≤ 0, bases that are not orthonormal, empty or non-finite tokens, another dim.
     Claims
         coding_rate.subspaces.value, coding_rate.subspaces.gradient, coding_rate.subspaces.smoothness,
@@ -140,7 +144,9 @@ class ChannelRate(Objective):
         as for :class:`SubspaceCodingRate`; tokens: the m in β
     Source
         CBSA, arXiv 2509.16875, eq. 13 (its channel attention); ToST, arXiv 2412.17810, without memberships.
+
     Raises
+    ------
         as SubspaceCodingRate
     Claims
         coding_rate.channels.gradient, cbsa.special.channel

@@ -10,7 +10,15 @@ from torch import Tensor
 
 from .base import Objective, beta_of, lift, project
 from .coding_rate import head_bound, rate, rate_gradient, sum_heads, weigh
-from .errors import check_basis, check_epsilon, check_heads, check_matrix, check_positive, check_tokens, check_weights
+from .errors import (
+    check_basis,
+    check_epsilon,
+    check_heads,
+    check_matrix,
+    check_positive,
+    check_tokens,
+    check_weights,
+)
 
 __all__ = ["RepresentativeNorm", "RepresentativeRate", "SoftRepresentativeRate", "feasibility_gap"]
 
@@ -33,7 +41,9 @@ class RepresentativeRate(Objective):
     Source
         CBSA, arXiv 2509.16875, eq. 4; P is frozen, as in its eq. 7. What freezing leaves out:
         :class:`SoftRepresentativeRate` and the claim representatives.freezing.
+
     Raises
+    ------
         ValueError for ε ≤ 0, bases that are not orthonormal, tokens or P of other shapes, non-finite entries.
     Claims
         representatives.value, representatives.gradient, representatives.smoothness, representatives.freezing,
@@ -96,7 +106,9 @@ class SoftRepresentativeRate(Objective):
         queries ``(..., heads, m, head_dim)`` or None; pooling ``(m, tokens)`` or None; exactly one of them
     Source
         CBSA, arXiv 2509.16875, eq. 4 with its eq. 6 not frozen; the derivation is ours.
+
     Raises
+    ------
         ValueError as RepresentativeRate, and unless exactly one of queries and pooling is given.
     Claims
         representatives.full_gradient, representatives.freezing
@@ -132,7 +144,7 @@ class SoftRepresentativeRate(Objective):
 
     def _parts(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         w = project(x, self.U)
-        q = self.pooling @ w if self.queries is None else self.queries
+        q = self.queries if self.queries is not None else self.pooling @ w  # type: ignore[operator]
         return w, q, torch.softmax(self.scale * (q @ w.mT), dim=-1)
 
     def frozen_at(self, x: Tensor) -> RepresentativeRate:
@@ -177,7 +189,9 @@ class RepresentativeNorm(Objective):
         as :class:`RepresentativeRate`
     Source
         CBSA, arXiv 2509.16875, section 3.3 (agent attention as CBSA without contraction).
+
     Raises
+    ------
         as RepresentativeRate
     Claims
         representatives.norm.gradient, cbsa.special.agent

@@ -40,7 +40,9 @@ class CrossAttentionEnergy(Objective):
         scale: s > 0, published layers take dim^(−1/2).
     Source
         modern Hopfield networks, arXiv 2008.02217, eq. 1 to 3.
+
     Raises
+    ------
         ValueError for s ≤ 0, shapes that do not fit, non-finite entries.
     Claims
         softmax_energy.cross.gradient, softmax_energy.cross.attention, softmax_energy.smoothness
@@ -88,7 +90,9 @@ class SelfAttentionEnergy(Objective):
         x ``(..., tokens, dim)``; U ``(heads, dim, head_dim)``; keys ``(..., heads, tokens', head_dim)``
     Source
         CRATE, arXiv 2306.01129, eq. 14 read as an energy; Energy Transformer, arXiv 2302.07253, with keys frozen.
+
     Raises
+    ------
         ValueError for s ≤ 0, bases that are not orthonormal, shapes that do not fit, non-finite entries.
     Claims
         softmax_energy.self.gradient, softmax_energy.smoothness, mssa.step.softmax
@@ -144,7 +148,9 @@ class SymmetricEnergy(Objective):
         x ``(..., tokens, dim)``; U ``(heads, dim, head_dim)``
     Source
         Energy Transformer, arXiv 2302.07253, eq. 2, with one matrix for queries and keys.
+
     Raises
+    ------
         as SelfAttentionEnergy
     Claims
         softmax_energy.symmetric.gradient, softmax_energy.tied_attention
@@ -213,7 +219,9 @@ class RepresentativeEnergy(Objective):
         ``(..., heads, m', head_dim)``
     Source
         CBSA, arXiv 2509.16875, eq. 8, read as an energy.
+
     Raises
+    ------
         as SelfAttentionEnergy
     Claims
         softmax_energy.representatives.gradient, softmax_energy.smoothness, cbsa.step.softmax
@@ -260,9 +268,7 @@ class RepresentativeEnergy(Objective):
 
 def log_sum_exp(queries: Tensor, keys: Tensor, scale: float | Tensor) -> Tensor:
     """``Σ_i (1/s) log Σ_j exp(s q_i·k_j)``, rows of queries in chunks; returns ``(...)``."""
-    pieces = [
-        torch.logsumexp(scale * (chunk @ keys.mT), dim=-1).sum(-1) / scale for chunk in _chunks(queries, keys)
-    ]
+    pieces = [torch.logsumexp(scale * (chunk @ keys.mT), dim=-1).sum(-1) / scale for chunk in _chunks(queries, keys)]
     return torch.stack(pieces).sum(0)
 
 

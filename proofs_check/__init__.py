@@ -8,11 +8,13 @@ if not hasattr(_objectives, "SubspaceCodingRate"):
         " of that name. Rename that file, or use a virtual environment of its own for attention-as-descent."
     )
 
-from .check import CheckResult, ClaimFailed, check_layer, check_objective, descent_error
+from .check import check_layer, descent_error
 from .claim import Claim, Comparison, Measurement, Mutant, Verdict
 from .claims import CLAIMS, find
+from .objective_check import check_objective
 from .run import Campaign, run_claim
 from .strategies import Case
+from .trial import CheckResult, ClaimFailed
 
 __all__ = [
     "CLAIMS",

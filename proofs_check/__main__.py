@@ -65,10 +65,14 @@ def _parser() -> argparse.ArgumentParser:
     source.add_argument("--tokens", metavar="FILE", help="real tokens (N, d): .npy, .npz or .safetensors")
     run.add_argument("--dtype", choices=("float64", "float32"), default="float64", help="what the layers compute in")
     run.add_argument("--json", type=Path, metavar="FILE", help="write the verdicts as JSON")
-    run.add_argument("--html", type=Path, metavar="FILE", help="write the report, counterexamples in a folder beside it")
+    run.add_argument(
+        "--html", type=Path, metavar="FILE", help="write the report, counterexamples in a folder beside it"
+    )
     run.add_argument("--no-mutants", action="store_true", help="do not try the wrong versions")
     run.add_argument("--fail-fast", action="store_true", help="stop at the first claim that fails or is vacuous")
-    run.add_argument("--jobs", type=_count, default=None, metavar="N", help="processes (default: 2, or the cores if fewer)")
+    run.add_argument(
+        "--jobs", type=_count, default=None, metavar="N", help="processes (default: 2, or the cores if fewer)"
+    )
     run.set_defaults(command=_run)
 
     listing = commands.add_parser("list", help="list the claims, or the layers as a table")
@@ -151,7 +155,10 @@ def _list(options: argparse.Namespace) -> int:
     elif options.json:
         keys = ("id", "stem", "kind", "statement", "equation", "source", "frozen", "correction", "code")
         rows = [
-            {**{key: getattr(claim, key) for key in keys}, "mutants": [mutant.name for mutant in claim.mutants]}
+            {
+                **{key: getattr(claim, key) for key in keys},
+                "mutants": [mutant.name for mutant in claim.mutants],
+            }
             for claim in CLAIMS
         ]
         print(json.dumps(rows, indent=1, ensure_ascii=False))

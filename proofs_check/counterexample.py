@@ -51,6 +51,7 @@ def replay(path: Path) -> tuple[Claim, str | None, Case, Measurement]:
     """Measure a saved counterexample again.
 
     Raises
+    ------
         InputError for a file that is not one of ours; ValueError for a claim or mutant that is gone.
     """
     try:
@@ -65,7 +66,9 @@ def replay(path: Path) -> tuple[Claim, str | None, Case, Measurement]:
     except FileNotFoundError:
         raise InputError(f"{path}: no such file.") from None
     except Exception as problem:
-        raise InputError(f"{path}: not a counterexample of proofs-check ({type(problem).__name__}: {problem}).") from None
+        raise InputError(
+            f"{path}: not a counterexample of proofs-check ({type(problem).__name__}: {problem})."
+        ) from None
     claim = find(claim_id)
     with one_thread():
         return claim, mutant, case, claim.judge(case, mutant)

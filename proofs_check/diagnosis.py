@@ -120,8 +120,10 @@ def _variations(objective: Any, x: Tensor) -> Iterator[tuple[str, Any]]:
         if not isinstance(value, float) or not value > 0:
             continue
         for new, words in (
-            (math.sqrt(value), f"its square root {math.sqrt(value):.4g} for {name} = {value:.4g}: {name} stands where"
-             f" {name}² belongs"),
+            (
+                math.sqrt(value),
+                f"its square root {math.sqrt(value):.4g} for {name} = {value:.4g}: {name} stands where {name}² belongs",
+            ),
             (value**2, f"{value**2:.4g} for {name} = {value:.4g}: {name} is squared once too often"),
             (2 * value, f"twice its {name}"),
             (value / 2, f"half its {name}"),
@@ -140,7 +142,10 @@ def _rescaled(objective: Any, name: str, value: float, counts: dict[str, int]) -
     for one, a in counts.items():
         for other, b in counts.items():
             if a != b:
-                yield f"{one} = {a} in β in place of {other} = {b}", _changed(objective, name, value * (a / b) ** 0.5)
+                yield (
+                    f"{one} = {a} in β in place of {other} = {b}",
+                    _changed(objective, name, value * (a / b) ** 0.5),
+                )
 
 
 def _changed(objective: Any, name: str, value: Any) -> Any:
@@ -172,7 +177,7 @@ def _matches(moved: Tensor, kappa: Tensor, other: Any, x: Tensor) -> str:
 
 
 def _share_of_total_derivative(layer: Any, trial: Any, moved: Tensor) -> float:
-    """c if −moved/κ is c times the derivative of z ↦ objective_at(z).value(z), frozen arguments rebuilt at z; else 0."""
+    """C if −moved/κ is c times the derivative of z ↦ objective_at(z).value(z), frozen arguments rebuilt at z; else 0."""
     x, rng = trial.x, np.random.default_rng(0)
     update = -moved / (trial.kappa[..., None, None] if trial.kappa.ndim else trial.kappa)
     totals, claimed = [], []

@@ -98,9 +98,7 @@ def ruler(error: float | None, tolerance: float | None, real: float | None = Non
     parts.append(f'<path class="axis" d="M{left} {base}H{left + width}"/>')
     for decade, label in ((LOWEST, "0"), (-15, "10⁻¹⁵"), (-10, "10⁻¹⁰"), (-5, "10⁻⁵"), (0, "1")):
         x = left + width * (decade - LOWEST) / (HIGHEST - LOWEST)
-        parts.append(
-            f'<path class="axis" d="M{x:.1f} {base}v4"/><text x="{x:.1f}" y="{base + 16}">{label}</text>'
-        )
+        parts.append(f'<path class="axis" d="M{x:.1f} {base}v4"/><text x="{x:.1f}" y="{base + 16}">{label}</text>')
     if real is not None:
         parts.append(f'<circle class="real" cx="{place(real):.1f}" cy="{base}" r="5.5"/>')
     if error is not None:
@@ -110,9 +108,7 @@ def ruler(error: float | None, tolerance: float | None, real: float | None = Non
         if math.isnan(error) or error > 10.0**HIGHEST:
             shape = f'<path d="M{x - 6:.1f} {base - 5}L{x + 4:.1f} {base}L{x - 6:.1f} {base + 5}Z"/>'
         parts.append(f'<g class="{"error bad" if bad else "error"}">{shape}</g>')
-    label = (
-        f"worst error {number(error)}, tolerance {number(tolerance)}, error on the real input {number(real)}"
-    )
+    label = f"worst error {number(error)}, tolerance {number(tolerance)}, error on the real input {number(real)}"
     return f'<svg class="ruler" viewBox="0 0 300 34" role="img" aria-label="{label}">{"".join(parts)}</svg>'
 
 
@@ -181,9 +177,7 @@ def lesson_chart(series: Mapping[str, Sequence[float]], label: str) -> str:
     """Lines over steps, named at their ends; a line stops where its values are not finite."""
     left, right, top, bottom = 34.0, 312.0, 12.0, 232.0
     steps = max((len(line) for line in series.values()), default=2) - 1
-    shown = {
-        name: [value for value in line if math.isfinite(value)] or [0.0] for name, line in series.items()
-    }
+    shown = {name: [value for value in line if math.isfinite(value)] or [0.0] for name, line in series.items()}
     ticks = _ticks(max((max(line) for line in shown.values()), default=1.0))
 
     def x(step: float) -> float:
@@ -195,13 +189,9 @@ def lesson_chart(series: Mapping[str, Sequence[float]], label: str) -> str:
     parts = []
     for tick in ticks:
         parts.append(f'<path class="{"grid" if tick else "axis"}" d="M{left} {y(tick):.1f}H{right}"/>')
-        parts.append(
-            f'<text class="tick" text-anchor="end" x="{left - 7}" y="{y(tick) + 4:.1f}">{tick:g}</text>'
-        )
+        parts.append(f'<text class="tick" text-anchor="end" x="{left - 7}" y="{y(tick) + 4:.1f}">{tick:g}</text>')
     for step in range(0, steps + 1, max(1, steps // 4)):
-        parts.append(
-            f'<text class="tick" text-anchor="middle" x="{x(step):.1f}" y="{bottom + 18}">{step}</text>'
-        )
+        parts.append(f'<text class="tick" text-anchor="middle" x="{x(step):.1f}" y="{bottom + 18}">{step}</text>')
     parts.append(f'<text class="tick" text-anchor="end" x="{right}" y="{bottom + 36}">steps</text>')
     places = _spread({name: y(line[-1]) for name, line in shown.items()}, 34.0, bottom - 14)
     for order, (name, line) in enumerate(series.items()):
@@ -235,15 +225,11 @@ def remainder_chart(curve: Sequence[tuple[float, float]]) -> str:
     for x in range(x0, x1 + 1, max(1, math.ceil((x1 - x0) / 5))):
         px = at(x, y0)[0]
         parts.append(f'<path class="grid" d="M{px:.1f} {top}V{bottom}"/>')
-        parts.append(
-            f'<text class="tick" text-anchor="middle" x="{px:.1f}" y="{bottom + 17}">{_power(x)}</text>'
-        )
+        parts.append(f'<text class="tick" text-anchor="middle" x="{px:.1f}" y="{bottom + 17}">{_power(x)}</text>')
     for y in range(y0, y1 + 1, max(1, math.ceil((y1 - y0) / 4))):
         py = at(x0, y)[1]
         parts.append(f'<path class="grid" d="M{left} {py:.1f}H{right}"/>')
-        parts.append(
-            f'<text class="tick" text-anchor="end" x="{left - 6}" y="{py + 4:.1f}">{_power(y)}</text>'
-        )
+        parts.append(f'<text class="tick" text-anchor="end" x="{left - 6}" y="{py + 4:.1f}">{_power(y)}</text>')
     ax, ay = points[-1]
     for slope in (1, 2):
         stop = max(x0, ax - (ay - y0) / slope)
@@ -253,9 +239,7 @@ def remainder_chart(curve: Sequence[tuple[float, float]]) -> str:
         spot = f'x="{qx + 0.3 * (px - qx) + dx:.1f}" y="{qy + 0.3 * (py - qy) + dy:.1f}"'
         parts.append(f'<text class="tick" text-anchor="{anchor}" {spot}>slope {slope}</text>')
     placed = [at(*point) for point in points]
-    parts.append(
-        '<g class="line s1"><path d="M' + "L".join(f"{px:.1f} {py:.1f}" for px, py in placed) + '"/>'
-    )
+    parts.append('<g class="line s1"><path d="M' + "L".join(f"{px:.1f} {py:.1f}" for px, py in placed) + '"/>')
     parts += [f'<circle cx="{px:.1f}" cy="{py:.1f}" r="2.6"/>' for px, py in placed]
     parts.append(f'</g><text class="tick" text-anchor="end" x="{right}" y="{bottom + 34}">step</text>')
     name = 'role="img" aria-label="Remainder against step on logarithmic axes, with slopes 1 and 2"'
@@ -294,8 +278,7 @@ def scatter(tokens: NDArray[np.float64]) -> str:
     plane[:, : min(2, len(s))] = (u * s)[:, :2]
     reach = max(float(np.abs(plane).max()), 1e-300)
     dots = "".join(
-        f'<circle cx="{150 + 138 * a / reach:.1f}" cy="{150 - 138 * b / reach:.1f}" r="2.2"/>'
-        for a, b in plane
+        f'<circle cx="{150 + 138 * a / reach:.1f}" cy="{150 - 138 * b / reach:.1f}" r="2.2"/>' for a, b in plane
     )
     return (
         '<svg class="chart scatter" viewBox="0 0 300 300" role="img" aria-label="The tokens on their'

@@ -53,6 +53,7 @@ def from_image(path: str | os.PathLike[str], patch: int = 16) -> TokenInput:
     """The patches of an image as tokens: flattened, projected onto their principal directions, centred and scaled.
 
     Raises
+    ------
         InputError for a missing, empty or corrupt file, or an image smaller than one row of two patches.
     """
     from PIL import Image, UnidentifiedImageError
@@ -61,7 +62,13 @@ def from_image(path: str | os.PathLike[str], patch: int = 16) -> TokenInput:
     try:
         with Image.open(source) as picture:
             pixels = np.asarray(picture.convert("RGB"))
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as problem:
+    except (
+        UnidentifiedImageError,
+        OSError,
+        SyntaxError,
+        ValueError,
+        Image.DecompressionBombError,
+    ) as problem:
         raise InputError(f"{source}: not a readable image ({problem}). Give a PNG or JPEG file.") from None
     while (pixels.shape[0] // patch) * (pixels.shape[1] // patch) > LARGEST:
         patch += 1
@@ -82,13 +89,16 @@ def from_tokens(path: str | os.PathLike[str]) -> TokenInput:
     """Tokens ``(N, d)`` of an .npy, .npz or .safetensors file that holds one array; pickled content is refused.
 
     Raises
+    ------
         InputError for a missing, empty, corrupt or pickled file, an archive of several arrays, an array that is not
         two-dimensional, not numeric, empty or not finite.
     """
     source = _readable(path)
     suffix = source.suffix.lower()
     if suffix not in (".npy", ".npz", ".safetensors"):
-        raise InputError(f"{source}: tokens come in .npy, .npz or .safetensors files, but this is {suffix or 'nameless'!r}.")
+        raise InputError(
+            f"{source}: tokens come in .npy, .npz or .safetensors files, but this is {suffix or 'nameless'!r}."
+        )
     try:
         if suffix == ".safetensors":
             from safetensors.numpy import load_file
@@ -115,7 +125,9 @@ def from_tokens(path: str | os.PathLike[str]) -> TokenInput:
     if array.dtype.kind not in "fiu":
         raise InputError(f"{source}: tokens must be real numbers, but the array is {array.dtype}.")
     if array.ndim != 2 or 0 in array.shape:
-        raise InputError(f"{source}: tokens must be (tokens, dim) and not empty, but the array has shape {array.shape}.")
+        raise InputError(
+            f"{source}: tokens must be (tokens, dim) and not empty, but the array has shape {array.shape}."
+        )
     if not np.isfinite(array).all():
         raise InputError(f"{source}: {int((~np.isfinite(array)).sum())} of {array.size} entries are NaN or infinite.")
     chosen = array.astype(np.float64)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ __all__ = [
 ]
 
 Naive = Callable[[Any], Any]
+L = TypeVar("L", bound=UnrolledLayer)
 """A value written from the definition: columns ``(dim, N)`` of floats or of mpmath numbers to one number."""
 
 _MP_ENTRIES = 16
@@ -175,11 +176,11 @@ def gradient_measure(
 
 
 def step_measure(
-    make: Callable[[Case], UnrolledLayer],
-    paper_step: Callable[[Case, UnrolledLayer, NDArray[np.float64], int], NDArray[np.float64]],
-    naive: Callable[[Case, UnrolledLayer, Tensor, int], Naive],
-    condition: Callable[[Case, UnrolledLayer, Tensor], float],
-    bend: Callable[[Case, UnrolledLayer, Tensor], float],
+    make: Callable[[Case], L],
+    paper_step: Callable[[Case, L, NDArray[np.float64], int], NDArray[np.float64]],
+    naive: Callable[[Case, L, Tensor, int], Naive],
+    condition: Callable[[Case, L, Tensor], float],
+    bend: Callable[[Case, L, Tensor], float],
 ) -> Callable[[Any, Case], Measurement]:
     """A layer's forward pass against its declared step, the paper's step, and derivatives of the naive objective.
 
@@ -199,7 +200,9 @@ def step_measure(
         move = declared - z
         if norm(move) == 0:
             return Measurement((Comparison("at rest", norm(got.double() - z), 0.0),), evidence=False)
-        done, curve, evidence = [], (), True
+        done: list[Comparison] = []
+        curve: tuple[tuple[float, float], ...] = ()
+        evidence = True
         for b, (g, w, point) in enumerate(slices(got.double(), declared, z)):
             length = norm(w - point)
             if length == 0:
@@ -230,7 +233,9 @@ def step_measure(
     return measure
 
 
-def identity(name: str, got: Any, want: Any, dtype: str, condition: float = 1.0, moved: float | None = None) -> Measurement:
+def identity(
+    name: str, got: Any, want: Any, dtype: str, condition: float = 1.0, moved: float | None = None
+) -> Measurement:
     """``got == want`` to rounding, relative to ``moved`` (by default ‖want‖): the part of it that is under test."""
     got64, want64 = _array(got), _array(want)
     if got64.shape != want64.shape:
@@ -243,7 +248,13 @@ def identity(name: str, got: Any, want: Any, dtype: str, condition: float = 1.0,
 
 
 def inequality(
-    name: str, smaller: float, larger: float, scale: float, dtype: str, condition: float = 1.0, **values: float
+    name: str,
+    smaller: float,
+    larger: float,
+    scale: float,
+    dtype: str,
+    condition: float = 1.0,
+    **values: float,
 ) -> Measurement:
     """``smaller <= larger`` up to rounding of numbers of size ``scale``; the error is the violation."""
     violation = max(0.0, smaller - larger) if smaller == smaller and larger == larger else math.nan

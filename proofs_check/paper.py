@@ -58,7 +58,7 @@ def _eye(n: int, like: Array) -> Array:
 
 
 def logdet(M: Array) -> Any:
-    """log det M for symmetric positive definite M: LAPACK for floats, elimination by hand for mpmath numbers."""
+    """Log det M for symmetric positive definite M: LAPACK for floats, elimination by hand for mpmath numbers."""
     if M.dtype != object:
         return np.linalg.slogdet(M)[1]
     M, total = M.copy(), mpmath.mpf(0)

@@ -116,9 +116,7 @@ def render(
 def _summary(run: Mapping[str, Any], verdicts: Sequence[Verdict], source: TokenInput | None) -> str:
     counts = Counter(verdict.status for verdict in verdicts)
     said = ", ".join(
-        f"{counts[status]} {status if counts[status] == 1 else WORDS[status]}"
-        for status in WORDS
-        if counts[status]
+        f"{counts[status]} {status if counts[status] == 1 else WORDS[status]}" for status in WORDS if counts[status]
     )
     tried = [mutant for verdict in verdicts for mutant in verdict.mutants]
     killed = sum(mutant.killed for mutant in tried)
@@ -246,10 +244,7 @@ def _footer(
     facts += list(environment.items()) if isinstance(environment, Mapping) else []
     pairs = "".join(f"<dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd>" for k, v in facts if v is not None)
     again = escape(str(run.get("command") or _command(run, verdicts, claims, source)))
-    return (
-        f'<footer><h2>This run</h2><dl class="facts">{pairs}</dl>'
-        f"<h2>Run it again</h2><pre>$ {again}</pre></footer>"
-    )
+    return f'<footer><h2>This run</h2><dl class="facts">{pairs}</dl><h2>Run it again</h2><pre>$ {again}</pre></footer>'
 
 
 def _command(

@@ -52,9 +52,7 @@ def card(verdict: Verdict, claim: Claim | None, anchor: str, context: Context) -
     if claim and claim.equation:
         equation = f'<div class="equation">{setter.equation(claim.equation)}</div>'
     if verdict.status == "refuted":
-        correction = (
-            f"<p>What is true: {setter.prose(claim.correction)}</p>" if claim and claim.correction else ""
-        )
+        correction = f"<p>What is true: {setter.prose(claim.correction)}</p>" if claim and claim.correction else ""
         truth = f'<div class="false"><p><strong>The statement above is false.</strong></p>{correction}</div>'
     elif verdict.reason:
         truth = f'<p class="problem {css}">{escape(verdict.reason)}</p>'
@@ -91,14 +89,10 @@ def _numbers(verdict: Verdict, source: TokenInput | None) -> str:
     killed = sum(mutant.killed for mutant in verdict.mutants)
     dots = "".join(f"<i{'' if mutant.killed else ' class=alive'}></i>" for mutant in verdict.mutants)
     shown = (
-        f'<span class="tally"><b>{killed}/{len(verdict.mutants)}</b>{dots}</span>'
-        if verdict.mutants
-        else "none tried"
+        f'<span class="tally"><b>{killed}/{len(verdict.mutants)}</b>{dots}</span>' if verdict.mutants else "none tried"
     )
     drawn = ruler(verdict.worst_error, verdict.tolerance, verdict.real_input_error)
-    return (
-        f'<div class="numbers">{drawn}<dl>{pairs}<dt>wrong versions rejected</dt><dd>{shown}</dd></dl></div>'
-    )
+    return f'<div class="numbers">{drawn}<dl>{pairs}<dt>wrong versions rejected</dt><dd>{shown}</dd></dl></div>'
 
 
 def _evidence(verdict: Verdict, claim: Claim | None, context: Context) -> str:

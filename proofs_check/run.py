@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -138,7 +139,7 @@ def _refute(claim: Claim, tally: _Tally, verdict: Verdict) -> None:
 
 def _explore(
     claim: Claim,
-    subject: object,
+    subject: Any,
     campaign: Campaign,
     note: Callable[[Case, Measurement], None],
     tally: _Tally,

@@ -37,7 +37,9 @@ def run_all(
         for verdict in _verdicts(claims, campaign, jobs):
             done[verdict.id] = verdict
             killed = sum(mutant.killed for mutant in verdict.mutants)
-            line = f"{verdict.status:9} {verdict.id:42} {killed}/{len(verdict.mutants)} rejected  {verdict.seconds:.1f} s"
+            line = (
+                f"{verdict.status:9} {verdict.id:42} {killed}/{len(verdict.mutants)} rejected  {verdict.seconds:.1f} s"
+            )
             if terminal:
                 bar.set_postfix_str(verdict.id, refresh=False)
                 bar.update()

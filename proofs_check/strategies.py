@@ -62,7 +62,7 @@ class Case:
 
     @property
     def dim(self) -> int:
-        """d = K p + extra."""
+        """D = K p + extra."""
         return self.heads * self.head_dim + self.extra
 
     @property

@@ -10,6 +10,7 @@ from .claims import find
 
 __all__ = ["layers_table"]
 
+
 def _rows() -> list[tuple[str, str, UnrolledLayer, str]]:
     pool = SequencePool(3)
     return [
@@ -22,13 +23,30 @@ def _rows() -> list[tuple[str, str, UnrolledLayer, str]]:
             CBSA(12, 3, representatives=pool, form="softmax"),
             "cbsa.step.softmax",
         ),
-        ("CBSA of all tokens: softmax attention", "softmax", CBSA(12, 3, representatives=Tokens(), form="softmax"),
-         "cbsa.special.softmax"),
-        ("CBSA of principal directions: linear attention", "exact", CBSA(12, 3, representatives=SVD()),
-         "cbsa.special.linear"),
-        ("CBSA of scaled axes: channel attention", "exact", CBSA(12, 3, representatives=Axes()), "cbsa.special.channel"),
-        ("CBSA without contraction: agent attention", "agent", CBSA(12, 3, representatives=pool, form="agent"),
-         "cbsa.special.agent"),
+        (
+            "CBSA of all tokens: softmax attention",
+            "softmax",
+            CBSA(12, 3, representatives=Tokens(), form="softmax"),
+            "cbsa.special.softmax",
+        ),
+        (
+            "CBSA of principal directions: linear attention",
+            "exact",
+            CBSA(12, 3, representatives=SVD()),
+            "cbsa.special.linear",
+        ),
+        (
+            "CBSA of scaled axes: channel attention",
+            "exact",
+            CBSA(12, 3, representatives=Axes()),
+            "cbsa.special.channel",
+        ),
+        (
+            "CBSA without contraction: agent attention",
+            "agent",
+            CBSA(12, 3, representatives=pool, form="agent"),
+            "cbsa.special.agent",
+        ),
     ]
 
 

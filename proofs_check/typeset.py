@@ -85,13 +85,9 @@ class Typesetter:
         for corners, _ in bars:
             (x, low), (_, top), (far, _) = corners[:3]
             thick = max(10 * (top - low), 45)
-            parts.append(
-                f'<path d="M{10 * x:.0f} {-10 * top:.0f}H{10 * far:.0f}v{thick:.0f}H{10 * x:.0f}Z"/>'
-            )
+            parts.append(f'<path d="M{10 * x:.0f} {-10 * top:.0f}H{10 * far:.0f}v{thick:.0f}H{10 * x:.0f}Z"/>')
         box = f"0 {depth - height:.0f} {width:.0f} {height:.0f}"
-        style = (
-            f"width:{width / 1000:.2f}em;height:{height / 1000:.2f}em;vertical-align:{-depth / 1000:.2f}em"
-        )
+        style = f"width:{width / 1000:.2f}em;height:{height / 1000:.2f}em;vertical-align:{-depth / 1000:.2f}em"
         return f'<svg viewBox="{box}" style="{style}" aria-hidden="true">{"".join(parts)}</svg>', width / 1000
 
 

@@ -1,11 +1,21 @@
 import itertools
 
-import numpy as np
 import pytest
 import torch
 
 from objectives import project
-from unrolling import CBSA, MSSA, SVD, Axes, GridPool, LearnedQueries, OfficialGridPool, SequencePool, Strided, Tokens
+from unrolling import (
+    CBSA,
+    MSSA,
+    SVD,
+    Axes,
+    GridPool,
+    LearnedQueries,
+    OfficialGridPool,
+    SequencePool,
+    Strided,
+    Tokens,
+)
 
 
 def strategies(patches=15):
@@ -21,6 +31,7 @@ def strategies(patches=15):
     }
 
 
+@torch.no_grad()
 def off(layer, x):
     step = layer.descend(x)
     return float((layer(x) - step).norm() / (step - x).norm())
@@ -28,7 +39,8 @@ def off(layer, x):
 
 @pytest.mark.parametrize("name", strategies())
 @pytest.mark.parametrize(
-    ("form", "certified", "per_head"), list(itertools.product(("exact", "softmax", "agent"), (False, True), (False, True)))
+    ("form", "certified", "per_head"),
+    list(itertools.product(("exact", "softmax", "agent"), (False, True), (False, True))),
 )
 def test_forward_is_the_declared_step(name, form, certified, per_head, device):
     if name in ("svd", "axes") and form != "exact":
@@ -50,7 +62,7 @@ def test_forward_is_the_declared_step(name, form, certified, per_head, device):
     assert off(layer, x) < 1e-12
     if certified:
         objective = layer.objective_at(x)
-        assert (objective.lipschitz(x) <= 2 + 1e-9).all()
+        assert (layer.step_size_at(x) * objective.lipschitz(x) <= 2 + 1e-9).all()
         assert (objective.value(layer(x)) < objective.value(x)).all()
 
 
@@ -59,10 +71,10 @@ def test_linear_attention_is_its_equation(bases, tokens):
     """CBSA eq. 12: W (I + WᵀW/ε²)⁻¹ / ε²."""
     x = torch.randn(tokens, 12, dtype=torch.float64)
     want = sum(
-        (w := x @ U) @ np.linalg.inv(np.eye(4) + (w.mT @ w).numpy() / 0.09) @ U.mT.numpy() / 0.09 for U in bases
+        (w := x @ U) @ torch.linalg.inv(torch.eye(4, dtype=w.dtype) + w.mT @ w / 0.09) @ U.mT / 0.09 for U in bases
     )
     layer = CBSA(12, 3, U=bases, representatives=SVD(), epsilon=0.3, step_size=0.2)
-    np.testing.assert_allclose(layer(x).detach().numpy(), (x - 0.2 * want).numpy(), rtol=1e-10)
+    torch.testing.assert_close(layer(x), x - 0.2 * want, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 9])
@@ -150,7 +162,11 @@ def test_only_class_tokens_leave_nothing_to_pool():
         (lambda: SequencePool(0), ValueError, "count must be at least 1"),
         (lambda: Strided(1.5), TypeError, "stride must be an integer"),
         (lambda: GridPool((2,)), ValueError, r"size must be \(rows, columns\)"),
-        (lambda: CBSA(12, 3, representatives=LearnedQueries(4, 2, 4))(torch.randn(5, 12)), ValueError, "made for"),
+        (
+            lambda: CBSA(12, 3, representatives=LearnedQueries(4, 2, 4))(torch.randn(5, 12)),
+            ValueError,
+            "made for",
+        ),
         (lambda: CBSA(12, 3, compat="official"), ValueError, "CBSA.from_official sets them"),
     ],
 )
@@ -177,7 +193,7 @@ def test_the_released_layer_number_for_number(side):
     want = change.transpose(1, 2).flatten(2) @ state["to_out.weight"].mT + state["to_out.bias"]
     layer = CBSA.from_official(state)
     torch.testing.assert_close(layer.update(x), want)
-    with pytest.raises(ValueError, match="no descent is claimed|declares no objective"):
+    with pytest.raises(ValueError, match=r"no descent is claimed|declares no objective"):
         layer.objective_at(x)
 
 
@@ -198,4 +214,4 @@ def test_a_state_with_other_keys_is_refused():
 def test_gradients_are_right_through_the_layer(form, bases):
     layer = CBSA(12, 3, U=bases, form=form, representatives=SequencePool(2))
     x = torch.randn(4, 12, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(layer, (x,), atol=0, rtol=1e-5)
+    assert torch.autograd.gradcheck(layer, (x,), atol=1e-7, rtol=1e-5)

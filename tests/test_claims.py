@@ -26,7 +26,13 @@ def test_every_claim_holds_and_rejects_its_mutants(claim):
 def test_ids_are_unique_and_begin_with_their_stem():
     ids = [claim.id for claim in CLAIMS]
     assert len(ids) == len(set(ids))
-    assert {claim.stem for claim in CLAIMS} == {"coding_rate", "representatives", "softmax_energy", "mssa", "cbsa"}
+    assert {claim.stem for claim in CLAIMS} == {
+        "coding_rate",
+        "representatives",
+        "softmax_energy",
+        "mssa",
+        "cbsa",
+    }
 
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)

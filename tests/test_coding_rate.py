@@ -23,7 +23,12 @@ def reverse_mode(objective, x):
 
 
 def all_objectives(bases):
-    return [CodingRate(0.5), SubspaceCodingRate(bases, 0.5), ChannelRate(bases, 0.5), SubspaceCodingRate(bases, 0.5, 4)]
+    return [
+        CodingRate(0.5),
+        SubspaceCodingRate(bases, 0.5),
+        ChannelRate(bases, 0.5),
+        SubspaceCodingRate(bases, 0.5, 4),
+    ]
 
 
 @pytest.mark.parametrize("shape", [(5, 12), (40, 12), (1, 12), (12, 12)])
@@ -135,7 +140,11 @@ def test_a_precision_of_another_type_is_refused():
     [
         (torch.randn(0, 12), ValueError, r"holds no tokens: \(..., tokens, dim\) = \(0, 12\)"),
         (torch.full((3, 12), torch.nan), ValueError, "36 NaN or infinite entries, the first at index"),
-        (torch.tensor([[1.0] * 11 + [torch.inf]]), ValueError, r"1 NaN or infinite entries, the first at index \(0, 11\)"),
+        (
+            torch.tensor([[1.0] * 11 + [torch.inf]]),
+            ValueError,
+            r"1 NaN or infinite entries, the first at index \(0, 11\)",
+        ),
         (torch.randn(3, 10), ValueError, "x has dim 10, but U expects dim 12"),
         (torch.randn(12), ValueError, r"must be \(..., tokens, dim\)"),
         (torch.ones(3, 12, dtype=torch.long), TypeError, "floating-point dtype"),

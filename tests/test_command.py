@@ -14,9 +14,32 @@ def run(*arguments):
 
 def test_json_has_the_promised_form(tmp_path, capsys):
     target = tmp_path / "out.json"
-    assert run("run", "coding_rate.gradient", "mssa.sign.minus_descends", "--cases", 3, "--jobs", 1, "--json", target) == 0
+    assert (
+        run(
+            "run",
+            "coding_rate.gradient",
+            "mssa.sign.minus_descends",
+            "--cases",
+            3,
+            "--jobs",
+            1,
+            "--json",
+            target,
+        )
+        == 0
+    )
     out = json.loads(target.read_text())
-    assert {"schema", "version", "environment", "seed", "profile", "seconds", "input", "claims", "summary"} <= set(out)
+    assert {
+        "schema",
+        "version",
+        "environment",
+        "seed",
+        "profile",
+        "seconds",
+        "input",
+        "claims",
+        "summary",
+    } <= set(out)
     assert out["schema"] == 1
     assert out["input"] | {"note": ""} == {
         "kind": "image",
@@ -25,7 +48,18 @@ def test_json_has_the_promised_form(tmp_path, capsys):
         "dim": 24,
         "note": "",
     }
-    wanted = {"id", "stem", "kind", "statement", "source", "status", "cases", "evidence", "worst_error", "tolerance"}
+    wanted = {
+        "id",
+        "stem",
+        "kind",
+        "statement",
+        "source",
+        "status",
+        "cases",
+        "evidence",
+        "worst_error",
+        "tolerance",
+    }
     wanted |= {"real_input_error", "seconds", "mutants", "counterexample"}
     gradient, refuted = out["claims"]
     assert wanted <= set(gradient)
@@ -59,7 +93,21 @@ def test_a_file_that_is_no_counterexample_is_refused(tmp_path, capsys):
 def test_tokens_of_the_user(tmp_path, capsys):
     np.save(tmp_path / "mine.npy", np.random.default_rng(0).standard_normal((20, 7)))
     target = tmp_path / "out.json"
-    assert run("run", "mssa.step.exact", "--cases", 2, "--jobs", 1, "--tokens", tmp_path / "mine.npy", "--json", target) == 0
+    assert (
+        run(
+            "run",
+            "mssa.step.exact",
+            "--cases",
+            2,
+            "--jobs",
+            1,
+            "--tokens",
+            tmp_path / "mine.npy",
+            "--json",
+            target,
+        )
+        == 0
+    )
     out = json.loads(target.read_text())
     assert out["input"]["kind"] == "tokens"
     assert (out["input"]["tokens"], out["input"]["dim"]) == (20, 7)
@@ -123,7 +171,16 @@ def test_processes_do_not_change_the_verdicts(tmp_path):
     outs = []
     for jobs in (1, 2):
         target = tmp_path / f"{jobs}.json"
-        command = [sys.executable, "-m", "proofs_check", "run", "coding_rate.value", "cbsa.cost", "--cases", "3"]
+        command = [
+            sys.executable,
+            "-m",
+            "proofs_check",
+            "run",
+            "coding_rate.value",
+            "cbsa.cost",
+            "--cases",
+            "3",
+        ]
         subprocess.run([*command, "--jobs", str(jobs), "--json", str(target)], check=True, capture_output=True)
         claims = json.loads(target.read_text())["claims"]
         outs.append([{k: v for k, v in claim.items() if k != "seconds"} for claim in claims])
@@ -131,5 +188,7 @@ def test_processes_do_not_change_the_verdicts(tmp_path):
 
 
 def test_version():
-    out = subprocess.run([sys.executable, "-m", "proofs_check", "--version"], capture_output=True, text=True, check=True)
+    out = subprocess.run(
+        [sys.executable, "-m", "proofs_check", "--version"], capture_output=True, text=True, check=True
+    )
     assert out.stdout.startswith("proofs-check ")

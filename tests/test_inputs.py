@@ -38,7 +38,11 @@ def write_pickle(path):
         ("cube.npy", lambda path: np.save(path, np.ones((2, 3, 4))), r"must be \(tokens, dim\).*\(2, 3, 4\)"),
         ("none.npy", lambda path: np.save(path, np.ones((0, 4))), "not empty"),
         ("words.npy", lambda path: np.save(path, np.array([["a"]])), "must be real numbers"),
-        ("nan.npy", lambda path: np.save(path, np.array([[1.0, np.nan]])), "1 of 2 entries are NaN or infinite"),
+        (
+            "nan.npy",
+            lambda path: np.save(path, np.array([[1.0, np.nan]])),
+            "1 of 2 entries are NaN or infinite",
+        ),
         ("equal.npy", lambda path: np.save(path, np.ones((5, 4))), "all tokens are equal"),
         ("two.npz", lambda path: np.savez(path, a=np.eye(2), b=np.eye(2)), "name the one to use 'tokens'"),
         ("tokens.txt", lambda path: path.write_text("1 2"), "tokens come in .npy, .npz or .safetensors"),
@@ -53,7 +57,11 @@ def test_bad_token_files_get_a_clear_error(tmp_path, name, write, said):
 
 @pytest.mark.parametrize(
     ("name", "content", "said"),
-    [("a.jpg", b"", "the file is empty"), ("b.jpg", b"no image", "not a readable image"), ("c.jpg", None, "no such file")],
+    [
+        ("a.jpg", b"", "the file is empty"),
+        ("b.jpg", b"no image", "not a readable image"),
+        ("c.jpg", None, "no such file"),
+    ],
 )
 def test_bad_images_get_a_clear_error(tmp_path, name, content, said):
     if content is not None:

@@ -8,6 +8,7 @@ from objectives import SelfAttentionEnergy, SubspaceCodingRate
 from unrolling import MSSA
 
 
+@torch.no_grad()
 def off(layer, x):
     step = layer.descend(x)
     return float((layer(x) - step).norm() / (step - x).norm())
@@ -15,8 +16,11 @@ def off(layer, x):
 
 @pytest.mark.parametrize(
     ("form", "certified", "per_head", "basis"),
-    list(itertools.product(("exact", "softmax"), (False, True), (False, True), ("orthonormal",)))
-    + [("exact", False, True, "free"), ("softmax", False, False, "free")],
+    [
+        *itertools.product(("exact", "softmax"), (False, True), (False, True), ("orthonormal",)),
+        ("exact", False, True, "free"),
+        ("softmax", False, False, "free"),
+    ],
 )
 @pytest.mark.parametrize("shape", [(9, 12), (2, 1, 12), (2, 3, 5, 12)])
 def test_forward_is_the_declared_step(form, certified, per_head, basis, shape, device):
@@ -46,7 +50,7 @@ def test_single_precision_follows_double():
 def test_gradients_are_right_through_the_layer(form, bases):
     layer = MSSA(12, 3, U=bases, form=form, per_head_step=True)
     x = torch.randn(4, 12, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(layer, (x,), atol=0, rtol=1e-5)
+    assert torch.autograd.gradcheck(layer, (x,), atol=1e-7, rtol=1e-5)
     layer(x).square().sum().backward()
     assert all(parameter.grad.abs().max() > 0 for parameter in layer.parameters())
 
@@ -111,7 +115,11 @@ def test_state_goes_round():
 @pytest.mark.parametrize(
     ("arguments", "error", "said"),
     [
-        ({"dim": 12, "heads": 5, "head_dim": 4}, ValueError, "5 heads of 4 dimensions cannot be orthonormal in dim 12"),
+        (
+            {"dim": 12, "heads": 5, "head_dim": 4},
+            ValueError,
+            "5 heads of 4 dimensions cannot be orthonormal in dim 12",
+        ),
         ({"dim": 0}, ValueError, "dim must be at least 1"),
         ({"dim": 12, "heads": 2.0}, TypeError, "heads must be an integer"),
         ({"dim": 12, "form": "soft"}, ValueError, "form must be one of 'exact', 'softmax', but is 'soft'"),
@@ -120,10 +128,18 @@ def test_state_goes_round():
         ({"dim": 12, "scale": -1.0}, ValueError, "scale must be positive and finite"),
         ({"dim": 12, "step_size": float("nan")}, ValueError, "step_size must be finite"),
         ({"dim": 12, "output_bias": True}, ValueError, "an output bias belongs to a free output matrix"),
-        ({"dim": 12, "certified": True, "basis": "free"}, ValueError, "certified=True needs orthonormal bases"),
+        (
+            {"dim": 12, "certified": True, "basis": "free"},
+            ValueError,
+            "certified=True needs orthonormal bases",
+        ),
         ({"dim": 12, "certified": True, "tied": False}, ValueError, "certified=True needs the tied output"),
         ({"dim": 12, "U": torch.ones(1, 12, 3)}, ValueError, "U is not orthonormal"),
-        ({"dim": 12, "U": torch.ones(12, 3)}, ValueError, r"U must be a tensor \(heads, dim, head_dim\) = \(1, 12"),
+        (
+            {"dim": 12, "U": torch.ones(12, 3)},
+            ValueError,
+            r"U must be a tensor \(heads, dim, head_dim\) = \(1, 12",
+        ),
     ],
 )
 def test_bad_layers_are_refused(arguments, error, said):
@@ -134,7 +150,11 @@ def test_bad_layers_are_refused(arguments, error, said):
 @pytest.mark.parametrize(
     ("x", "error", "said"),
     [
-        (torch.randn(2, 9, 10), ValueError, r"x has dim 10, but U expects dim 12(.|\n)*\(2, 9, 10\); U is .* = \(3, 12, 4\)"),
+        (
+            torch.randn(2, 9, 10),
+            ValueError,
+            r"x has dim 10, but U expects dim 12(.|\n)*\(2, 9, 10\); U is .* = \(3, 12, 4\)",
+        ),
         (torch.randn(0, 12), ValueError, "at least one token"),
         (torch.randn(9, 12).double(), TypeError, "x is torch.float64, but the layer is torch.float32"),
         ([1.0], TypeError, "must be a torch.Tensor"),

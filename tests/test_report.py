@@ -96,10 +96,7 @@ RUN = {
     "profile": "quick",
     "seconds": 61.3,
 }
-CLAIMS = {
-    claim.id: claim
-    for claim in (a_claim(f"stem_{i % 2}.claim.{status}") for i, status in enumerate(STATUSES))
-}
+CLAIMS = {claim.id: claim for claim in (a_claim(f"stem_{i % 2}.claim.{status}") for i, status in enumerate(STATUSES))}
 VERDICTS = [
     a_verdict(
         claim,
@@ -223,9 +220,7 @@ def test_the_page_works_without_input_claims_verdicts_or_run() -> None:
 
 
 def test_a_token_file_shows_its_tokens() -> None:
-    source = TokenInput(
-        "tokens", "t.npy", np.random.default_rng(0).standard_normal((9, 4)), (1, 9), None, 0, "nine"
-    )
+    source = TokenInput("tokens", "t.npy", np.random.default_rng(0).standard_normal((9, 4)), (1, 9), None, 0, "nine")
     text = render(RUN, VERDICTS, CLAIMS, source)
     assert 'class="chart scatter"' in text
     assert "--tokens t.npy" in Page(text).words
@@ -270,9 +265,7 @@ def test_equations_share_outlines_and_break_at_relations() -> None:
     assert outlines.count("<path") == 5  # a, b, c, =, the comma
     long = setter.equation("$" + " = ".join([r"\log\det(I + Z Z^\top)"] * 4) + "$")
     assert long.count("<wbr>") == 3
-    assert set(re.findall('href="#(g[0-9]+)"', first + long)) == set(
-        re.findall('id="(g[0-9]+)"', setter.outlines())
-    )
+    assert set(re.findall('href="#(g[0-9]+)"', first + long)) == set(re.findall('id="(g[0-9]+)"', setter.outlines()))
 
 
 @pytest.mark.parametrize("latex", [r"$\nonsense{x}$", "$x", r"\frac{1"])

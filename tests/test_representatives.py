@@ -1,8 +1,8 @@
 import pytest
 import torch
+from tests_support import reverse_mode, sampled_stretch
 
 from objectives import RepresentativeNorm, RepresentativeRate, SoftRepresentativeRate, feasibility_gap
-from tests_support import reverse_mode, sampled_stretch
 
 
 @pytest.fixture
@@ -61,8 +61,14 @@ def test_the_gap_is_zero_for_the_tokens_themselves(bases):
         (lambda U, P: RepresentativeRate(U, P * torch.nan), "holds NaN or infinite entries"),
         (lambda U, P: RepresentativeRate(U, P[:, :0]), "not empty"),
         (lambda U, P: RepresentativeRate(U, P, epsilon=-1.0), "epsilon must be positive"),
-        (lambda U, P: RepresentativeRate(U, P, weights=torch.ones(2)), r"weights must be None or a tensor \(..., heads\)"),
-        (lambda U, P: RepresentativeRate(U, P).value(torch.randn(4, 12).double()), "x has 4 tokens, but .* made for 9"),
+        (
+            lambda U, P: RepresentativeRate(U, P, weights=torch.ones(2)),
+            r"weights must be None or a tensor \(..., heads\)",
+        ),
+        (
+            lambda U, P: RepresentativeRate(U, P).value(torch.randn(4, 12).double()),
+            "x has 4 tokens, but .* made for 9",
+        ),
         (lambda U, P: SoftRepresentativeRate(U, 0.5), "give exactly one of queries"),
         (lambda U, P: SoftRepresentativeRate(U, 0.0, pooling=P[0]), "scale must be positive"),
     ],

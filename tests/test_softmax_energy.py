@@ -77,8 +77,14 @@ def test_frozen_keys_give_attention_of_the_tokens(bases):
     ("make", "said"),
     [
         (lambda U: CrossAttentionEnergy(torch.randn(3, 4), 0.0), "scale must be positive"),
-        (lambda U: CrossAttentionEnergy(torch.randn(3, 4), 1.0).value(torch.randn(2, 5)), "x has dim 5, but keys expects dim 4"),
-        (lambda U: SelfAttentionEnergy(U, torch.randn(3, 5, 7).double(), 1.0), "keys must be .*heads=3, rows, 4"),
+        (
+            lambda U: CrossAttentionEnergy(torch.randn(3, 4), 1.0).value(torch.randn(2, 5)),
+            "x has dim 5, but keys expects dim 4",
+        ),
+        (
+            lambda U: SelfAttentionEnergy(U, torch.randn(3, 5, 7).double(), 1.0),
+            "keys must be .*heads=3, rows, 4",
+        ),
         (lambda U: SymmetricEnergy(U + 0.1, 1.0), "not orthonormal"),
         (lambda U: CrossAttentionEnergy(torch.randn(0, 4), 1.0), "not empty"),
     ],

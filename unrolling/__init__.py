@@ -12,6 +12,7 @@ from .base import UnrolledLayer
 from .layers.cbsa import CBSA
 from .layers.mssa import MSSA
 from .representatives import (
+    SVD,
     Axes,
     GridPool,
     LearnedQueries,
@@ -19,7 +20,6 @@ from .representatives import (
     Representatives,
     SequencePool,
     Strided,
-    SVD,
     Tokens,
 )
 from .steps import ArmijoStep, ExactLineSearchStep, GradientStep, Step

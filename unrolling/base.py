@@ -21,6 +21,7 @@ class UnrolledLayer(nn.Module, abc.ABC):
     ``proofs_check.check_layer(layer)``. ``forward`` must never call the declaration: the check compares the two.
 
     Attributes
+    ----------
         dim: the width of a token, so that a check can draw inputs. token_count: the only number of tokens the
         layer takes, or None for any.
     """

@@ -50,7 +50,9 @@ def check_input(owner: str, x: object, basis: Tensor, heads: int) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{owner}: x must be a torch.Tensor, but is a {type(x).__name__}.")
     if x.ndim < 2 or x.shape[-2] == 0:
-        raise ValueError(f"{owner}: x must be (..., tokens, dim) with at least one token, but has shape {tuple(x.shape)}.")
+        raise ValueError(
+            f"{owner}: x must be (..., tokens, dim) with at least one token, but has shape {tuple(x.shape)}."
+        )
     if x.shape[-1] != dim:
         raise ValueError(
             f"{owner}: x has dim {x.shape[-1]}, but U expects dim {dim}.\n"

@@ -47,11 +47,14 @@ class GridPool(Representatives):
     """Two-dimensional adaptive average pooling of the patch tokens to a grid of representatives.
 
     Parameters
+    ----------
         size: rows and columns of representatives, 8 × 8 in CBSA. grid: rows and columns of patches, if the same for
         every input; else give ``grid=`` in the call. A square is never assumed.
     Source
         CBSA, arXiv 2509.16875, section 3.2. Bin i of n cells pooled to m covers ⌊i n/m⌋ … ⌈(i+1) n/m⌉ − 1.
+
     Raises
+    ------
         ValueError if rows × columns is not the number of patch tokens, or no grid was given.
     """
 
@@ -60,7 +63,7 @@ class GridPool(Representatives):
         for name, value in (("size", size), ("grid", grid)):
             if value is not None:
                 _check_pair("GridPool", name, value)
-        self.size, self.grid = tuple(size), grid
+        self.size, self.grid = (size[0], size[1]), grid
         self.token_count = None if grid is None else grid[0] * grid[1]
 
     def initial(self, w: Tensor, class_tokens: int, grid: tuple[int, int] | None) -> Tensor:
@@ -180,7 +183,7 @@ class OfficialGridPool(Representatives):
     def __init__(self, size: tuple[int, int] = (8, 8)) -> None:
         super().__init__()
         _check_pair("OfficialGridPool", "size", size)
-        self.size = tuple(size)
+        self.size = (size[0], size[1])
 
     def initial(self, w: Tensor, class_tokens: int, grid: tuple[int, int] | None) -> Tensor:
         """The averages of the tokens but the last, laid out as a square."""

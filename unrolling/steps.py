@@ -51,10 +51,13 @@ class ArmijoStep:
     The search is not differentiated: gradients flow through the step taken, not through its length.
 
     Parameters
+    ----------
         shrink: r in (0, 1). slope: in (0, 1). max_trials: steps tried before the rule gives up and stays at x.
     Source
         Armijo 1966; Nocedal and Wright, Numerical Optimization, algorithm 3.1.
+
     Raises
+    ------
         ValueError for parameters outside their ranges or a step size that is not positive.
     """
 
@@ -97,6 +100,7 @@ class ExactLineSearchStep:
     index by itself; not differentiated through t.
 
     Raises
+    ------
         ValueError for a step size that is not positive, and if φ' stays negative through ``max_doublings``
         (a concave energy, say, that falls without bound along its gradient).
     """
@@ -127,7 +131,11 @@ class ExactLineSearchStep:
                 on, value = falling(high)
                 if not bool(on.any()):
                     break
-                low, best, high = torch.where(on, high, low), torch.where(on, value, best), torch.where(on, 2 * high, high)
+                low, best, high = (
+                    torch.where(on, high, low),
+                    torch.where(on, value, best),
+                    torch.where(on, 2 * high, high),
+                )
             else:
                 raise ValueError(
                     f"ExactLineSearchStep: {type(objective).__name__} still falls after {self.max_doublings} doublings of"

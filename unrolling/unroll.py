@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import final
+from typing import cast, final
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ class Unrolled(nn.Module):
     r"""A network of ``depth`` steps on an objective: $z^{l+1} = \mathrm{step}(f_{z^l}, z^l, \kappa_l)$.
 
     Parameters
+    ----------
         objective: an :class:`objectives.Objective`, or a factory ``x -> Objective`` that builds one at each point
         (frozen arguments recomputed at every depth); a factory that is an ``nn.Module`` keeps its own parameters.
         step: a rule from :mod:`unrolling.steps`. depth: number of steps. step_size: κ > 0, or "certified" for 1/L at
@@ -36,7 +37,9 @@ class Unrolled(nn.Module):
         before the first step and after every step, each at the objective of its own point.
     Source
         LISTA (Gregor and LeCun, 2010); ReduNet, arXiv 2105.10446; CRATE, arXiv 2306.01129.
+
     Raises
+    ------
         ValueError for a depth or step size out of range or unknown field names; TypeError for other objectives.
 
     >>> import torch
@@ -67,7 +70,7 @@ class Unrolled(nn.Module):
         self.depth, self.shared, self.step = depth, shared, GradientStep() if step is None else step
         self.learn = tuple(learn)
         self.certified = step_size == "certified"
-        self.objective = objective
+        self.objective: Objective | Callable[[Tensor], Objective] = objective
         stored = 1 if shared else depth
         if not self.certified:
             if isinstance(step_size, str):
@@ -89,7 +92,8 @@ class Unrolled(nn.Module):
     def objective_at(self, x: Tensor, layer: int = 0) -> Objective:
         """The objective that depth ``layer`` descends at ``x``, with the fields learned so far."""
         if self.fields is not None:
-            return self.fields[0 if self.shared else layer].objective()
+            fields = cast(_Fields, self.fields[0 if self.shared else layer])
+            return fields.objective()
         return self.objective if isinstance(self.objective, Objective) else self.objective(x)
 
     def forward(self, x: Tensor, return_values: bool = False) -> Tensor | tuple[Tensor, Tensor]:
@@ -99,8 +103,8 @@ class Unrolled(nn.Module):
             objective = self.objective_at(x, layer)
             if return_values:
                 values.append(objective.value(x))
-            kappa = certified_step_size(objective, x).step_size if self.certified else self.step_sizes[layer].to(x.dtype)
-            x = self.step(objective, x, kappa)
+            kappa = certified_step_size(objective, x).step_size if self.certified else self.step_sizes[layer]
+            x = self.step(objective, x, kappa if self.certified else kappa.to(x.dtype))
         if not return_values:
             return x
         return x, torch.stack([*values, self.objective_at(x, self.depth - 1).value(x)])
@@ -145,4 +149,4 @@ class _Fields(nn.Module):
                 values[name] = self.U.unflatten(-1, (heads, head_dim)).transpose(0, 1)
             else:
                 values[name] = getattr(self, name)
-        return dataclasses.replace(self.template, **values)  # type: ignore[type-var]
+        return cast(Objective, dataclasses.replace(self.template, **values))  # type: ignore[type-var]

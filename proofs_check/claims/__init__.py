@@ -22,6 +22,7 @@ def find(id: str) -> Claim:
     """The claim of that id.
 
     Raises
+    ------
         ValueError that lists the nearest known ids.
     """
     for claim in CLAIMS:
@@ -34,6 +35,7 @@ def select(names: list[str]) -> tuple[Claim, ...]:
     """The claims of the stems, ids or beginnings of ids (``mssa.sign``); all without names.
 
     Raises
+    ------
         ValueError that lists the nearest known names.
     """
     if not names:

@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from objectives import ChannelRate, CodingRate, RepresentativeRate, SubspaceCodingRate, lift, project
+from objectives import (
+    ChannelRate,
+    CodingRate,
+    RepresentativeRate,
+    SubspaceCodingRate,
+    certified_step_size,
+    lift,
+    project,
+)
 from unrolling import (
     CBSA,
     MSSA,
@@ -152,7 +160,7 @@ def _agent_condition(case: Case, layer: CBSA, z: Tensor) -> float:
 
 
 def _rate_bend(case: Case, layer: CBSA, z: Tensor) -> float:
-    return 0.3 / float(layer.objective_at(z).lipschitz(z).max()) ** 0.5
+    return 0.3 / float(certified_step_size(layer.objective_at(z), z).lipschitz.max()) ** 0.5
 
 
 def _energy_bend(case: Case, layer: CBSA, z: Tensor) -> float:
@@ -294,9 +302,11 @@ def _rotation(subject: Any, case: Case) -> Measurement:
     P = []
     for w in project(x, U):
         left, _, _ = torch.linalg.svd(w, full_matrices=True)
-        P.append(left.mT[: exact.head_dim] if len(w) >= exact.head_dim else torch.nn.functional.pad(
-            left.mT, (0, 0, 0, exact.head_dim - len(w))
-        ))
+        P.append(
+            left.mT[: exact.head_dim]
+            if len(w) >= exact.head_dim
+            else torch.nn.functional.pad(left.mT, (0, 0, 0, exact.head_dim - len(w)))
+        )
     stacked = torch.stack(P)
     turn = torch.from_numpy(np.linalg.qr(exact.rng("turn").standard_normal((exact.head_dim,) * 2))[0])
     got = subject(exact, U, turn @ stacked, x)
@@ -304,7 +314,9 @@ def _rotation(subject: Any, case: Case) -> Measurement:
     moved = norm(want)
     if moved == 0:
         return Measurement((Comparison("at rest", norm(got), 0.0),), evidence=False)
-    return identity("same as linear attention", got, want, "float64", _linear_condition(exact, x) * (1 + norm(x) / moved))
+    return identity(
+        "same as linear attention", got, want, "float64", _linear_condition(exact, x) * (1 + norm(x) / moved)
+    )
 
 
 def _linear_condition(case: Case, x: Tensor) -> float:
@@ -318,7 +330,8 @@ def _cost(subject: Any, case: Case) -> Measurement:
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         counted = _count(lambda: layer(x))
     return Measurement(
-        (Comparison("multiply-adds", abs(counted - subject(N, 12, m)), 0.0),), values={"multiply-adds": counted}
+        (Comparison("multiply-adds", abs(counted - subject(N, 12, m)), 0.0),),
+        values={"multiply-adds": counted},
     )
 
 
@@ -335,9 +348,7 @@ def _official_state(case: Case, inner: int) -> dict[str, Tensor]:
 
 def _official(subject: Any, case: Case) -> Measurement:
     side = 1 + case.tokens % 5
-    exact = reference(
-        dataclasses.replace(case, tokens=side**2 + 1, given=None, batch=0, kind="gaussian", scale=1.0)
-    )
+    exact = reference(dataclasses.replace(case, tokens=side**2 + 1, given=None, batch=0, kind="gaussian", scale=1.0))
     state = _official_state(exact, exact.heads * exact.head_dim)
     x = exact.x()
     with torch.no_grad():
@@ -436,8 +447,9 @@ CLAIMS = (
             scale_doubled=lambda case, layer, x: torch.softmax(2 * layer.extraction(x).log(), -1),
             another_heads_queries=lambda case, layer, x: layer.extraction(x).roll(1, -3),
             tokens_reversed=lambda case, layer, x: layer.extraction(x).flip(-1),
-            last_token_left_out=lambda case, layer, x: layer.extraction(x)
-            * (torch.arange(x.shape[-2]) < max(1, x.shape[-2] - 1)),
+            last_token_left_out=lambda case, layer, x: (
+                layer.extraction(x) * (torch.arange(x.shape[-2]) < max(1, x.shape[-2] - 1))
+            ),
             all_NaN=lambda case, layer, x: layer.extraction(x) * torch.nan,
         ),
         structured=SEEDED,
@@ -457,11 +469,11 @@ CLAIMS = (
             grid_transposed=lambda case, w: GridPool(_pool_size(case), _grid(case)[::-1]).initial(
                 w, _class_tokens(case), None
             ),
-            last_patch_dropped=lambda case, w: GridPool(_pool_size(case), (1, w.shape[-2] - 1)).initial(
-                w[..., :-1, :], 0, None
-            )
-            if w.shape[-2] > 1
-            else 0 * _grid_pool(case, w),
+            last_patch_dropped=lambda case, w: (
+                GridPool(_pool_size(case), (1, w.shape[-2] - 1)).initial(w[..., :-1, :], 0, None)
+                if w.shape[-2] > 1
+                else 0 * _grid_pool(case, w)
+            ),
             class_token_pooled=lambda case, w: GridPool(_pool_size(case), _grid(case)).initial(
                 w.roll(1, -2), _class_tokens(case), None
             ),
@@ -483,11 +495,12 @@ CLAIMS = (
         subject=_sequence_pool,
         measure=_pooling_measure("sequence"),
         mutants=named(
-            class_token_pooled=lambda case, w: SequencePool(case.m).initial(w, 0, None)
-            if _class_tokens(case)
-            else _sequence_pool(case, w).roll(1, -2),
+            class_token_pooled=lambda case, w: (
+                SequencePool(case.m).initial(w, 0, None) if _class_tokens(case) else _sequence_pool(case, w).roll(1, -2)
+            ),
             maximum_for_average=lambda case, w: torch.nn.functional.adaptive_max_pool1d(
-                w[..., _class_tokens(case) :, :].mT.reshape(-1, w.shape[-1], w.shape[-2] - _class_tokens(case)), case.m
+                w[..., _class_tokens(case) :, :].mT.reshape(-1, w.shape[-1], w.shape[-2] - _class_tokens(case)),
+                case.m,
             ).mT.reshape(*w.shape[:-2], case.m, -1),
             order_of_representatives=lambda case, w: _sequence_pool(case, w).flip(-2),
             half_dropped=lambda case, w: 2 * _sequence_pool(case, w),
@@ -520,9 +533,7 @@ CLAIMS = (
                 lambda case, P, w, q: -P.mT @ _contract(case, q, case.epsilon * (case.head_dim / case.dim) ** 0.5)
             ),
             extraction_not_frozen=_with_graph(_unfrozen),
-            another_heads_P_in_the_broadcast=_rebuilt(
-                lambda case, P, w, q: -P.roll(1, -3).mT @ _contract(case, q)
-            ),
+            another_heads_P_in_the_broadcast=_rebuilt(lambda case, P, w, q: -P.roll(1, -3).mT @ _contract(case, q)),
             contraction_dropped=_rebuilt(lambda case, P, w, q: -P.mT @ q),
             whole_tokens_contracted=_rebuilt(lambda case, P, w, q: -_contract(case, w)),
         ),
@@ -543,8 +554,7 @@ CLAIMS = (
         measure=step_measure(
             _softmax,
             lambda case, layer, Z, b: (
-                Z
-                + 0.5 * case.step * paper.cbsa_eq8(Z, bases(case.U()), _extraction(case, Z), case.softmax_scale)
+                Z + 0.5 * case.step * paper.cbsa_eq8(Z, bases(case.U()), _extraction(case, Z), case.softmax_scale)
             ),
             _frozen_energy,
             _softmax_condition,
@@ -595,9 +605,9 @@ CLAIMS = (
             _linear_condition,
         ),
         mutants=named(
-            epsilon_for_its_square=lambda case, layer, x: -SubspaceCodingRate(
-                case.U(), case.epsilon**0.5, case.head_dim
-            ).gradient(x),
+            epsilon_for_its_square=lambda case, layer, x: (
+                -SubspaceCodingRate(case.U(), case.epsilon**0.5, case.head_dim).gradient(x)
+            ),
             N_for_p=lambda case, layer, x: -SubspaceCodingRate(case.U(), case.epsilon).gradient(x),
             channel_by_channel=lambda case, layer, x: -ChannelRate(case.U(), case.epsilon).gradient(x),
             opposite_sign=lambda case, layer, x: -layer.update(x),
@@ -634,12 +644,15 @@ CLAIMS = (
         ),
         mutants=named(
             epsilon_for_its_square=lambda case, layer, x: -ChannelRate(case.U(), case.epsilon**0.5).gradient(x),
-            whole_Gram_matrix=lambda case, layer, x: -SubspaceCodingRate(
-                case.U(), case.epsilon, case.head_dim
-            ).gradient(x),
+            whole_Gram_matrix=lambda case, layer, x: (
+                -SubspaceCodingRate(case.U(), case.epsilon, case.head_dim).gradient(x)
+            ),
             mean_for_sum=lambda case, layer, x: -ChannelRate(case.U(), case.epsilon * len(x) ** 0.5).gradient(x),
-            gate_over_tokens=lambda case, layer, x: -lift(
-                (w := project(x, case.U())) / (case.epsilon**2 + w.square().sum(-1, keepdim=True)), case.U()
+            gate_over_tokens=lambda case, layer, x: (
+                -lift(
+                    (w := project(x, case.U())) / (case.epsilon**2 + w.square().sum(-1, keepdim=True)),
+                    case.U(),
+                )
             ),
             opposite_sign=lambda case, layer, x: -layer.update(x),
             no_op=lambda case, layer, x: 0 * x,
@@ -661,9 +674,7 @@ CLAIMS = (
                 Z
                 + 0.5
                 * case.step
-                * sum(
-                    Uk @ Uk.T @ Z @ Ak @ Ak.T for Uk, Ak in zip(bases(case.U()), _extraction(case, Z), strict=True)
-                )
+                * sum(Uk @ Uk.T @ Z @ Ak @ Ak.T for Uk, Ak in zip(bases(case.U()), _extraction(case, Z), strict=True))
             ),
             _frozen_norm,
             _agent_condition,
@@ -770,5 +781,3 @@ def _without(layer: CBSA, name: str) -> CBSA:
     with torch.no_grad():
         getattr(layer, name).fill_(1.0)
     return layer
-
-

@@ -150,7 +150,14 @@ def _singular_values(subject: Any, case: Case) -> Measurement:
     got = x - kappa * objective.gradient(x)
     left, sigma, right = np.linalg.svd(columns(exact), full_matrices=False)
     want = ((left * subject(case, sigma, kappa, beta)) @ right).T
-    return identity("σ ↦ σ(1 − κβ/(1 + βσ²))", got, want, case.dtype, rate_condition(exact, beta), norm(got.double() - exact))
+    return identity(
+        "σ ↦ σ(1 − κβ/(1 + βσ²))",
+        got,
+        want,
+        case.dtype,
+        rate_condition(exact, beta),
+        norm(got.double() - exact),
+    )
 
 
 def _invariance(subject: Any, case: Case) -> Measurement:
@@ -186,7 +193,8 @@ def _cost(subject: Any, case: Case) -> Measurement:
     x = case.draw("cost", N, d)
     counted = _count(lambda: subject(case, x))
     return Measurement(
-        (Comparison("multiply-adds", abs(counted - N * d * min(N, d)), 0.0),), values={"multiply-adds": counted}
+        (Comparison("multiply-adds", abs(counted - N * d * min(N, d)), 0.0),),
+        values={"multiply-adds": counted},
     )
 
 
@@ -391,10 +399,16 @@ CLAIMS = (
             curvature_halved=lambda case, x, g, k, b, s: (x - k * g, k * (1 - k * b / 4) * s),
             curvature_forgotten=lambda case, x, g, k, b, s: (x - k * g, k * s),
             step_beyond_the_limit=lambda case, x, g, k, b, s: (x - 2 * k * g, k * (1 - k * b / 2) * s),
-            epsilon_for_its_square=lambda case, x, g, k, b, s: (x - k * g, k * (1 - k * b * case.epsilon / 2) * s),
+            epsilon_for_its_square=lambda case, x, g, k, b, s: (
+                x - k * g,
+                k * (1 - k * b * case.epsilon / 2) * s,
+            ),
             all_NaN=lambda case, x, g, k, b, s: (x * torch.nan, k * s),
         ),
-        structured=(*FLAT, *(dataclasses.replace(c, scale=0.01, step=s) for c in FLAT[:4] for s in (0.5, 1.9))),
+        structured=(
+            *FLAT,
+            *(dataclasses.replace(c, scale=0.01, step=s) for c in FLAT[:4] for s in (0.5, 1.9)),
+        ),
         code=("objectives.coding_rate:CodingRate",),
     ),
     Claim(
@@ -476,9 +490,11 @@ CLAIMS = (
             d_for_p=_p_for_d("value"),
             tokens_not_counted=_no_count("value"),
             heads_mixed_up=lambda case, f, x: dataclasses.replace(
-                f, U=f.U.reshape(f.U.shape[1], -1)[:, torch.randperm(f.U[:, 0].numel(), generator=_fixed())].reshape(
+                f,
+                U=f.U.reshape(f.U.shape[1], -1)[:, torch.randperm(f.U[:, 0].numel(), generator=_fixed())].reshape(
                     f.U.shape
-                ), orthonormal=False
+                ),
+                orthonormal=False,
             ).value(x),
             one_head_left_out=lambda case, f, x: dataclasses.replace(f, U=f.U[:1]).value(x) * (case.heads > 1),
         ),
@@ -505,10 +521,10 @@ CLAIMS = (
             d_for_p=_p_for_d("gradient"),
             tokens_not_counted=_no_count("gradient"),
             not_lifted_back=lambda case, f, x: torch.nn.functional.pad(
-                project(f.gradient(x), f.U).transpose(-3, -2).flatten(-2), (0, case.dim - f.U.shape[0] * f.U.shape[2])
+                project(f.gradient(x), f.U).transpose(-3, -2).flatten(-2),
+                (0, case.dim - f.U.shape[0] * f.U.shape[2]),
             ),
-            one_head_left_out=lambda case, f, x: f.gradient(x)
-            - dataclasses.replace(f, U=f.U[-1:]).gradient(x),
+            one_head_left_out=lambda case, f, x: f.gradient(x) - dataclasses.replace(f, U=f.U[-1:]).gradient(x),
         ),
         structured=STRUCTURED,
         code=("objectives.coding_rate:SubspaceCodingRate", "objectives.base:lift"),
@@ -565,8 +581,13 @@ CLAIMS = (
         domain=cases(batches=(0,)),
         subject=_own_betas,
         measure=_papers_beta,
-        mutants=named(common_beta=_common_beta, whole_on_both_sides=lambda case, Z, U: (_own_betas(case, Z, U)[1],) * 2),
-        structured=(Case(tokens=4, kind="orthonormal"), Case(tokens=6, kind="rank_one", scale=100.0, epsilon=0.1)),
+        mutants=named(
+            common_beta=_common_beta, whole_on_both_sides=lambda case, Z, U: (_own_betas(case, Z, U)[1],) * 2
+        ),
+        structured=(
+            Case(tokens=4, kind="orthonormal"),
+            Case(tokens=6, kind="rank_one", scale=100.0, epsilon=0.1),
+        ),
         code=("objectives.coding_rate:SubspaceCodingRate",),
         correction="The sign is not fixed: the block's β is K times smaller. With one common β it is (coding_rate."
         "subspaces.fischer).",
@@ -582,10 +603,12 @@ CLAIMS = (
         subject=gradient,
         measure=gradient_measure(
             lambda case: ChannelRate(case.U(), case.epsilon),
-            lambda case, b: lambda Z: sum(
-                paper.coding_rate(row[None], case.epsilon * row.size**-0.5)
-                for Uk in bases(case.U())
-                for row in Uk.T @ Z
+            lambda case, b: (
+                lambda Z: sum(
+                    paper.coding_rate(row[None], case.epsilon * row.size**-0.5)
+                    for Uk in bases(case.U())
+                    for row in Uk.T @ Z
+                )
             ),
             lambda case, f, x: rate_condition(x, float(f.lipschitz(x))),
             bend_of_rate,

@@ -18,7 +18,6 @@ from .. import paper
 from ..claim import Claim, Comparison, Measurement
 from ..measures import (
     bases,
-    by_head,
     columns,
     identity,
     inequality,
@@ -49,7 +48,12 @@ def exact_kappa(case: Case, count: int) -> float:
 
 def _exact(case: Case) -> MSSA:
     return MSSA(
-        case.dim, case.heads, U=case.U(), epsilon=case.epsilon, step_size=exact_kappa(case, case.tokens), form="exact"
+        case.dim,
+        case.heads,
+        U=case.U(),
+        epsilon=case.epsilon,
+        step_size=exact_kappa(case, case.tokens),
+        form="exact",
     )
 
 
@@ -88,7 +92,9 @@ def _frozen_energy(case: Case, layer: Any, z: Tensor, b: int) -> Any:
 def _wrong_rate(epsilon: Any = None, count: Any = None) -> Any:
     def subject(case: Case, layer: MSSA, x: Tensor) -> Tensor:
         wrong = SubspaceCodingRate(
-            case.U(), case.epsilon if epsilon is None else epsilon(case), case.tokens if count is None else count(case)
+            case.U(),
+            case.epsilon if epsilon is None else epsilon(case),
+            case.tokens if count is None else count(case),
         )
         return x - exact_kappa(case, case.tokens) * wrong.gradient(x)
 
@@ -110,9 +116,7 @@ def _flops(subject: Any, case: Case) -> Measurement:
     with sdpa_kernel(SDPBackend.MATH), torch.no_grad():
         counted = _count(lambda: layer(x))
     claimed = subject(N, 12)
-    return Measurement(
-        (Comparison("multiply-adds", abs(counted - claimed), 0.0),), values={"multiply-adds": counted}
-    )
+    return Measurement((Comparison("multiply-adds", abs(counted - claimed), 0.0),), values={"multiply-adds": counted})
 
 
 def _neumann(subject: Any, case: Case) -> Measurement:
@@ -152,7 +156,11 @@ def _neumann_direction(subject: Any, case: Case) -> Measurement:
     slope = _along(lambda M: paper.crate_eq8(M, bases(U), case.epsilon), Z, direction, bend=0.3 / beta**0.5)
     confirmed = abs(slope / (norm(true) * norm(first)) - cosine)
     largest = beta * float(torch.linalg.matrix_norm(project(x, U), 2).max()) ** 2
-    values = {"cosine, Neumann": cosine, "cosine, softmax": _cosine(soft, true), "largest eigenvalue of βZᵀZ": largest}
+    values = {
+        "cosine, Neumann": cosine,
+        "cosine, softmax": _cosine(soft, true),
+        "largest eigenvalue of βZᵀZ": largest,
+    }
     return Measurement((Comparison("slope of the rate", confirmed, 1e-6),), True, values, truth=cosine > 0)
 
 
@@ -259,7 +267,12 @@ def _inner_product(subject: Any, case: Case) -> Measurement:
         squares = norm(w) ** 2
         parts.append(
             inequality(
-                "⟨W, MSSA(W)⟩ ≥ N‖w̄‖²", bound, inner, squares, "float64", score_condition(w, w, exact.softmax_scale)
+                "⟨W, MSSA(W)⟩ ≥ N‖w̄‖²",
+                bound,
+                inner,
+                squares,
+                "float64",
+                score_condition(w, w, exact.softmax_scale),
             )
         )
     return combine(*parts)
@@ -375,7 +388,6 @@ def _prenorm(case: Case, x: Tensor, U: Tensor, s: float) -> Tensor:
 
 
 def _chain_rule(case: Case, x: Tensor, U: Tensor, s: float) -> Tensor:
-    keys = project(layer_norm(case.x(), (case.dim,)), U)
     return torch.autograd.functional.vjp(
         lambda z: layer_norm(z, (case.dim,)), x, _prenorm(case, x, U, s), create_graph=True
     )[1]
@@ -417,9 +429,7 @@ CLAIMS = (
         subject=forward,
         measure=step_measure(
             _softmax,
-            lambda case, layer, Z, b: (
-                Z + 0.5 * case.step * paper.crate_eq14(Z, bases(case.U()), case.softmax_scale)
-            ),
+            lambda case, layer, Z, b: Z + 0.5 * case.step * paper.crate_eq14(Z, bases(case.U()), case.softmax_scale),
             _frozen_energy,
             _softmax_condition,
             _energy_bend,
@@ -501,9 +511,7 @@ CLAIMS = (
         source=f"{CRATE}, eq. 12, read for any ε",
         kind="refuted",
         domain=cases(batches=(0,), kinds=("unit",), scales=(1.0,), tokens=(2, 12)),
-        subject=lambda case, x, beta: lift(
-            (w := project(x, case.U())) - beta * w @ (w.mT @ w), case.U()
-        ),
+        subject=lambda case, x, beta: lift((w := project(x, case.U())) - beta * w @ (w.mT @ w), case.U()),
         measure=_neumann_direction,
         mutants=named(
             whole_inverse=lambda case, x, beta: SubspaceCodingRate(case.U(), case.epsilon).gradient(x),
@@ -545,8 +553,9 @@ CLAIMS = (
         subject=lambda case, x, U, s: x + _mssa(case, x, U, s),
         measure=_skip_lowers,
         mutants=named(
-            exact_step=lambda case, x, U, s: x
-            - SubspaceCodingRate(U, case.epsilon).gradient(x) * exact_kappa(case, len(x)) / case.step,
+            exact_step=lambda case, x, U, s: (
+                x - SubspaceCodingRate(U, case.epsilon).gradient(x) * exact_kappa(case, len(x)) / case.step
+            ),
             shrunk_and_added=lambda case, x, U, s: 0.5 * x + 0.5 * _mssa(case, x, U, s),
             no_op=lambda case, x, U, s: x,
         ),
@@ -588,13 +597,22 @@ CLAIMS = (
         subject=_inner_and_bound,
         measure=_inner_product,
         mutants=named(
-            bound_doubled=lambda case, w, s: (_inner_and_bound(case, w, s)[0], 2 * _inner_and_bound(case, w, s)[1]),
+            bound_doubled=lambda case, w, s: (
+                _inner_and_bound(case, w, s)[0],
+                2 * _inner_and_bound(case, w, s)[1],
+            ),
             softmax_of_the_negative=lambda case, w, s: (
                 float((w * (torch.softmax(-s * (w @ w.mT), -1) @ w)).sum()),
                 _inner_and_bound(case, w, s)[1],
             ),
-            mean_squared_norm_for_the_bound=lambda case, w, s: (_inner_and_bound(case, w, s)[0], norm(w) ** 2 * 1.0001),
-            opposite_sign=lambda case, w, s: (-_inner_and_bound(case, w, s)[0], _inner_and_bound(case, w, s)[1]),
+            mean_squared_norm_for_the_bound=lambda case, w, s: (
+                _inner_and_bound(case, w, s)[0],
+                norm(w) ** 2 * 1.0001,
+            ),
+            opposite_sign=lambda case, w, s: (
+                -_inner_and_bound(case, w, s)[0],
+                _inner_and_bound(case, w, s)[1],
+            ),
             all_NaN=lambda case, w, s: (float("nan"), 0.0),
         ),
         structured=SINGLE,
@@ -613,9 +631,7 @@ CLAIMS = (
         measure=_large_epsilon,
         mutants=named(
             correction_dropped=lambda N, mean, largest, product: N * norm(mean) ** 2,
-            correction_added=lambda N, mean, largest, product: (
-                N * norm(mean) ** 2 + largest / (1 + largest) * product
-            ),
+            correction_added=lambda N, mean, largest, product: N * norm(mean) ** 2 + largest / (1 + largest) * product,
             correction_halved=lambda N, mean, largest, product: (
                 N * norm(mean) ** 2 - 0.5 * largest / (1 + largest) * product
             ),
@@ -667,4 +683,3 @@ CLAIMS = (
         real=False,
     ),
 )
-

@@ -161,14 +161,18 @@ def _cosine_and_ratio(case: Case, frozen: Tensor, full: Tensor) -> tuple[float, 
 
 def _feasibility(subject: Any, case: Case) -> Measurement:
     exact = reference(dataclasses.replace(case, batch=0))
-    x, soft = exact.x(), SoftRepresentativeRate(
-        exact.U(), exact.softmax_scale, queries=exact.queries(), epsilon=exact.epsilon
+    x, soft = (
+        exact.x(),
+        SoftRepresentativeRate(exact.U(), exact.softmax_scale, queries=exact.queries(), epsilon=exact.epsilon),
     )
     frozen = soft.frozen_at(x)
     got = subject(exact, frozen, x)
     Z = columns(x)
     pairs = [
-        (float(paper.coding_rate(Uk.T @ Z @ Ak, exact.epsilon)), float(paper.coding_rate(Uk.T @ Z, exact.epsilon)))
+        (
+            float(paper.coding_rate(Uk.T @ Z @ Ak, exact.epsilon)),
+            float(paper.coding_rate(Uk.T @ Z, exact.epsilon)),
+        )
         for Uk, Ak in zip(bases(exact.U()), by_head(frozen.P), strict=True)
     ]
     gaps, whole = np.array([abs(few - every) for few, every in pairs]), sum(map(sum, pairs))
@@ -268,8 +272,9 @@ CLAIMS = (
         measure=gradient_measure(_make_soft, _naive_soft, _soft_condition, _soft_bend),
         mutants=of_gradient(
             extraction_frozen=lambda case, f, x: f.frozen_at(x).gradient(x),
-            scale_dropped=lambda case, f, x: f.frozen_at(x).gradient(x)
-            + (f.gradient(x) - f.frozen_at(x).gradient(x)) / case.softmax_scale * 1.5,
+            scale_dropped=lambda case, f, x: (
+                f.frozen_at(x).gradient(x) + (f.gradient(x) - f.frozen_at(x).gradient(x)) / case.softmax_scale * 1.5
+            ),
             softmax_part_with_the_other_sign=lambda case, f, x: 2 * f.frozen_at(x).gradient(x) - f.gradient(x),
         ),
         structured=tuple(dataclasses.replace(case, seed=s) for case in STRUCTURED for s in (0, 1)),
@@ -333,9 +338,9 @@ CLAIMS = (
         ),
         mutants=of_gradient(
             P_for_its_Gram_matrix=lambda case, f, x: lift(f.P.mT @ (f.P @ project(x, f.U)) * 0.5, f.U),
-            another_heads_P_in_the_broadcast=lambda case, f, x: lift(f.P.roll(1, 0).mT @ (f.P @ project(x, f.U)), f.U)
-            if case.heads > 1
-            else 0 * x,
+            another_heads_P_in_the_broadcast=lambda case, f, x: (
+                lift(f.P.roll(1, 0).mT @ (f.P @ project(x, f.U)), f.U) if case.heads > 1 else 0 * x
+            ),
             not_projected=lambda case, f, x: (f.P.mT @ f.P).sum(0) @ x,
         ),
         structured=STRUCTURED,

@@ -19,7 +19,17 @@ from objectives import (
 
 from .. import paper
 from ..claim import Claim, Comparison, Measurement
-from ..measures import bases, by_head, columns, gradient_measure, identity, inequality, norm, reference, score_condition
+from ..measures import (
+    bases,
+    by_head,
+    columns,
+    gradient_measure,
+    identity,
+    inequality,
+    norm,
+    reference,
+    score_condition,
+)
 from ..mutants import gradient, named, of_gradient
 from ..strategies import STRUCTURED, Case, cases
 from .coding_rate import lipschitz
@@ -209,8 +219,10 @@ CLAIMS = (
     _claim(
         "cross",
         _make_cross,
-        lambda case, b: lambda Z: paper.cross_attention_energy(
-            Z, columns(_cross_keys(case)), _cross_scale(case), bool(case.seed % 2)
+        lambda case, b: (
+            lambda Z: paper.cross_attention_energy(
+                Z, columns(_cross_keys(case)), _cross_scale(case), bool(case.seed % 2)
+            )
         ),
         "Minus the gradient of the cross-attention energy is cross-attention; with the quadratic term, less the query.",
         r"$-\nabla E(Q) = K\,\mathrm{softmax}(s K^\top Q)\;[\,-\,Q\,], \quad E = -\sum_c \mathrm{lse}_s(K^\top q_c)$",
@@ -218,10 +230,15 @@ CLAIMS = (
         frozen="keys (an argument of the layer)",
         structured=tuple(dataclasses.replace(case, seed=s) for case in STRUCTURED for s in (0, 1)),
         mutants=of_gradient(
-            softmax_over_the_wrong_axis=lambda case, f, x: (x if f.quadratic else 0)
-            - torch.softmax(f.scale * (x @ f.keys.mT), dim=-2) @ f.keys,
-            scale_dropped=lambda case, f, x: dataclasses.replace(f, scale=1.0 if abs(f.scale - 1) > 0.05 else 2.0).gradient(x),
-            quadratic_term_dropped_or_added=lambda case, f, x: dataclasses.replace(f, quadratic=not f.quadratic).gradient(x),
+            softmax_over_the_wrong_axis=lambda case, f, x: (
+                (x if f.quadratic else 0) - torch.softmax(f.scale * (x @ f.keys.mT), dim=-2) @ f.keys
+            ),
+            scale_dropped=lambda case, f, x: dataclasses.replace(
+                f, scale=1.0 if abs(f.scale - 1) > 0.05 else 2.0
+            ).gradient(x),
+            quadratic_term_dropped_or_added=lambda case, f, x: dataclasses.replace(
+                f, quadratic=not f.quadratic
+            ).gradient(x),
             scale_outside_too=lambda case, f, x: f.gradient(x) * (f.scale if abs(f.scale - 1) > 0.05 else 2.0),
         ),
     ),
@@ -249,8 +266,8 @@ CLAIMS = (
     _claim(
         "self",
         _make_self,
-        lambda case, b: lambda Z: paper.self_attention_energy(
-            Z, bases(case.U()), by_head(case.keys()), case.softmax_scale
+        lambda case, b: (
+            lambda Z: paper.self_attention_energy(Z, bases(case.U()), by_head(case.keys()), case.softmax_scale)
         ),
         "Minus the gradient of the self-attention energy with its keys frozen is MSSA with a tied output projection.",
         r"$-\nabla E = \sum_k U_k \bar{W}_k\, \mathrm{softmax}(s \bar{W}_k^\top W_k)$",
@@ -280,8 +297,10 @@ CLAIMS = (
     _claim(
         "representatives",
         _make_representatives,
-        lambda case, b: lambda Z: paper.representative_energy(
-            Z, bases(case.U()), by_head(case.P()), by_head(case.keys()), case.softmax_scale
+        lambda case, b: (
+            lambda Z: paper.representative_energy(
+                Z, bases(case.U()), by_head(case.P()), by_head(case.keys()), case.softmax_scale
+            )
         ),
         "Minus the gradient of the representatives' energy, extraction weights and keys frozen, is CBSA's softmax form.",
         r"$-\nabla E = \sum_k U_k \bar{Q}_k\, \mathrm{softmax}(s \bar{Q}_k^\top Q_k)\, A_k^\top$",
@@ -290,13 +309,14 @@ CLAIMS = (
         mutants=of_gradient(
             softmax_over_the_wrong_axis=_over_wrong_axis,
             scale_dropped=_scale_dropped,
-            another_heads_P_in_the_broadcast=lambda case, f, x: -lift(
-                f.P.roll(1, 0).mT
-                @ (torch.softmax(f.scale * (f.P @ project(x, f.U) @ f.keys.mT), -1) @ f.keys),
-                f.U,
-            )
-            if case.heads > 1
-            else 0 * x,
+            another_heads_P_in_the_broadcast=lambda case, f, x: (
+                -lift(
+                    f.P.roll(1, 0).mT @ (torch.softmax(f.scale * (f.P @ project(x, f.U) @ f.keys.mT), -1) @ f.keys),
+                    f.U,
+                )
+                if case.heads > 1
+                else 0 * x
+            ),
             not_broadcast=lambda case, f, x: SelfAttentionEnergy(f.U, f.keys, f.scale).gradient(x),
         ),
     ),

@@ -45,7 +45,9 @@ class CBSA(SubspaceLayer):
         representatives=Tokens(): MSSA, hence softmax attention (eq. 9). SVD(), exact: linear attention
         ``W (I + WᵀW/ε²)⁻¹`` (eq. 12). Axes(), exact: channel attention ``W diag(1/(1 + ‖column‖²/ε²))`` (eq. 13).
         form="agent": agent attention with tied matrices, ½‖P_k x U_k‖² its energy.
+
     Parameters
+    ----------
         representatives: a strategy from :mod:`unrolling.representatives`, GridPool((8, 8)) by default.
         class_tokens: how many leading tokens stay out of the pooling; they are still attended to and moved.
         compat="official": the released code, number for number (``from_official`` loads its weights).
@@ -58,7 +60,9 @@ class CBSA(SubspaceLayer):
         it keeps the pooled queries in Q (``Q = Q_ini + step_rep · P W``), pools the class token and drops the last
         patch, has a free output matrix with bias, and no inverse anywhere. compat="official" does all of that, and
         declares no objective.
+
     Raises
+    ------
         ValueError for sizes, forms, grids or steps that do not fit; SVD and Axes with another form than exact;
         TypeError for another dtype.
     Claims
@@ -131,6 +135,7 @@ class CBSA(SubspaceLayer):
         """The attention of a released CBT block: ``proj.weight``, ``step_x``, ``step_rep``, ``to_out.weight``/``.bias``.
 
         Parameters
+        ----------
             state: exactly these five tensors; another key, or a missing one, is an error that names it.
         Differences
             the released module returns the update alone: that is :meth:`update`; calling the layer adds the residual.

@@ -40,7 +40,9 @@ class MSSA(SubspaceLayer):
         step_size is their κ, epsilon their ε; the released code calls [U_1 … U_K] ``qkv``.
     Differences from the authors' code
         it adds, with an untied output matrix with bias, after a LayerNorm: not a step at x on any energy here.
+
     Raises
+    ------
         ValueError for sizes, forms or steps out of range and tokens of another dim; TypeError for another dtype.
     Claims
         mssa.step.exact, mssa.step.softmax, mssa.certified, mssa.cost, mssa.neumann, mssa.sign.skip_raises_rate,

@@ -1,0 +1,134 @@
+"""``check_objective``: is the gradient the gradient of the value, and the smoothness constant one?"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .measures import norm
+from .oracles import richardson_derivative, taylor_curve, taylor_slope
+from .strategies import Case
+from .threads import one_thread
+from .tolerance import tolerance
+from .trial import (
+    CONDITION,
+    DOUBTFUL,
+    CheckResult,
+    ClaimFailed,
+    cases_for,
+    largest,
+    line_through,
+    median,
+    reverse_mode,
+    where,
+)
+
+__all__ = ["check_objective"]
+
+
+@one_thread()
+def check_objective(
+    objective: Any, x: Tensor | None = None, *, dim: int | None = None, cases: int = 48, seed: int = 0
+) -> CheckResult:
+    """Check that ``objective.gradient`` is the gradient of ``objective.value``, and its smoothness constant true.
+
+    Reverse mode, differences with an error estimate, and the Taylor slope; ‖∇f(a) − ∇f(b)‖ ≤ L‖a − b‖ where
+    ``lipschitz`` gives an L that is global. Nothing but ``value`` and ``gradient`` is needed.
+
+    Parameters
+    ----------
+        x: tokens of yours; without it the width is ``dim``, or read from U or keys, and the number of tokens from P.
+
+    Raises
+    ------
+        ClaimFailed with what was seen and the smallest input; TypeError without the two methods.
+
+    >>> from objectives import CodingRate
+    >>> check_objective(CodingRate(epsilon=0.5)).slope > 1.9
+    True
+    """
+    for method in ("value", "gradient"):
+        if not callable(getattr(objective, method, None)):
+            raise TypeError(f"check_objective: {type(objective).__name__} has no method {method}(x).")
+    name = type(objective).__name__
+    U, P, keys = (getattr(objective, field_name, None) for field_name in ("U", "P", "keys"))
+    if x is not None:
+        width: int = x.shape[-1]
+        count: int | None = x.shape[-2]
+    else:
+        known = U.shape[-2] if isinstance(U, Tensor) else keys.shape[-1] if isinstance(keys, Tensor) else None
+        width, count = dim or known or 4, P.shape[-1] if isinstance(P, Tensor) else None
+    wide = next((t.dtype for t in (U, P, keys) if isinstance(t, Tensor)), torch.float64)
+    inputs: list[tuple[Case | None, Tensor]] = [(None, x)] if x is not None else []
+    inputs += [(case, case.x().to(wide)) for case in cases_for(width, count, cases, seed)]
+    evidence, worst = 0, (0.0, 1.0)
+    slopes: list[float] = []
+    longest: list[tuple[float, float]] = []
+    for case, tokens in sorted(inputs, key=lambda pair: pair[1].numel()):
+        problem, seen = _gradient_problem(objective, tokens, seed)
+        if problem:
+            raise ClaimFailed(f"{name}: {problem}\n{where(case, tokens, 'objective.gradient(x)')}")
+        if seen is None:
+            continue
+        evidence += 1
+        error, allowed, curve = seen
+        worst = max(worst, (error, allowed), key=lambda pair: pair[0] / pair[1])
+        slopes.append(taylor_slope(curve))
+        longest = max(longest, curve, key=len)
+    if 2 * evidence < len(inputs):
+        raise ClaimFailed(f"{name}: only {evidence} of {len(inputs)} inputs had a gradient to check.")
+    known_slopes = [slope for slope in slopes if not math.isnan(slope)]
+    return CheckResult(name, len(inputs), evidence, *worst, median(known_slopes), longest)
+
+
+def _gradient_problem(
+    objective: Any, x: Tensor, seed: int
+) -> tuple[str, tuple[float, float, list[tuple[float, float]]] | None]:
+    value = objective.value(x)
+    if tuple(value.shape) != tuple(x.shape[:-2]):
+        return (
+            f"value must be one number a token set, shape {tuple(x.shape[:-2])}, but is {tuple(value.shape)}.",
+            None,
+        )
+    got, want = objective.gradient(x).detach(), reverse_mode(objective, x)
+    size = norm(want)
+    if got.shape != x.shape:
+        return f"gradient must have the shape of x, {tuple(x.shape)}, but is {tuple(got.shape)}.", None
+    if size == 0:
+        return ("gradient is not zero where the value is flat." if norm(got) else ""), None
+    error, allowed = norm(got - want) / size, tolerance(str(x.dtype).split(".")[1], CONDITION)
+    if not error <= max(allowed, DOUBTFUL):
+        ratio = float((got * want).sum()) / size**2
+        proportional = norm(got - ratio * want) <= 1e-6 * norm(got)
+        said = f"it is {ratio:.6g} times it" if proportional else f"cosine {ratio * size / max(norm(got), 1e-300):.4f}"
+        return f"gradient is not the derivative of value: relative error {error:.3g}; {said}.", None
+    along, claimed, bend = line_through(objective, x, want)
+    derivative, uncertain = richardson_derivative(along, bend)
+    if uncertain <= 1e-4 * abs(claimed) and not abs(derivative - claimed) <= 1e-3 * abs(claimed):
+        return (
+            f"value and its reverse mode disagree: {derivative:.6g} by differences, {claimed:.6g} by autograd.",
+            None,
+        )
+    if problem := _smoothness_problem(objective, x, seed):
+        return problem, None
+    curve = taylor_curve(along, float((got * want).sum()) / size, bend, allowed * size)
+    return "", ((error, allowed, curve) if error <= allowed else None)
+
+
+def _smoothness_problem(objective: Any, x: Tensor, seed: int) -> str:
+    bound = objective.lipschitz(x) if callable(getattr(objective, "lipschitz", None)) else None
+    if bound is None or not getattr(objective, "lipschitz_is_global", True):
+        return ""
+    L = largest(bound)
+    rng = np.random.default_rng(seed)
+    for size in (1e-2, 1.0):
+        length = size * max(norm(x), 1e-3)
+        a, b = (x + length * torch.from_numpy(rng.standard_normal(x.shape)).to(x.dtype) for _ in range(2))
+        stretch = norm(objective.gradient(a) - objective.gradient(b)) / norm(a - b)
+        if not stretch <= L * (1 + 1e-6) + 1e-9 * norm(objective.gradient(a)) / norm(a - b):
+            return f"lipschitz says L = {L:.4g}, but the gradient changes {stretch:.4g} times as fast as the tokens."
+    return ""
