@@ -6,7 +6,9 @@ import argparse
 import importlib
 import inspect
 import json
+import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -32,7 +34,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = ["run", *arguments, "--html", str(REPORT)] if "--html" not in arguments else ["run", *arguments]
     options = _parser().parse_args(arguments)
     try:
-        return options.command(options)
+        with tempfile.TemporaryDirectory(prefix="proofs-check-") as scratch:
+            # Hypothesis would leave a folder where the command is called; worker processes read this too.
+            os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", scratch)
+            return options.command(options)
     except (InputError, _Usage) as problem:
         print(f"proofs-check: {problem}", file=sys.stderr)
         return 2

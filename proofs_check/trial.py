@@ -59,7 +59,7 @@ class CheckResult:
     def __str__(self) -> str:
         slope = "" if math.isnan(self.slope) else f", Taylor slope {self.slope:.2f}"
         return (
-            f"{self.name}: holds on {self.evidence} of {self.cases} cases, worst error {self.worst_error:.1e}"
+            f"{self.name}: holds on {self.cases} cases, {self.evidence} of them evidence, worst error {self.worst_error:.1e}"
             f" (tolerance {self.tolerance:.1e}){slope}"
         )
 
