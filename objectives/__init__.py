@@ -4,7 +4,7 @@ Tokens are rows, ``(..., tokens, dim)``; logarithms are natural, so rates are in
 This package imports torch and nothing heavier.
 """
 
-from .base import CertifiedStep, Objective, beta_of, certified_step_size, lift, project
+from .base import CertifiedStep, Composite, Objective, Proximable, beta_of, certified_step_size, lift, project
 from .coding_rate import ChannelRate, CodingRate, SubspaceCodingRate
 from .representatives import RepresentativeNorm, RepresentativeRate, SoftRepresentativeRate, feasibility_gap
 from .softmax_energy import (
@@ -13,13 +13,19 @@ from .softmax_energy import (
     SelfAttentionEnergy,
     SymmetricEnergy,
 )
+from .sparse_coding import L1, NonNegativeL1, Reconstruction, sparse_coding
 
 __all__ = [
+    "L1",
     "CertifiedStep",
     "ChannelRate",
     "CodingRate",
+    "Composite",
     "CrossAttentionEnergy",
+    "NonNegativeL1",
     "Objective",
+    "Proximable",
+    "Reconstruction",
     "RepresentativeEnergy",
     "RepresentativeNorm",
     "RepresentativeRate",
@@ -32,4 +38,5 @@ __all__ = [
     "feasibility_gap",
     "lift",
     "project",
+    "sparse_coding",
 ]

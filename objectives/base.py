@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import abc
-from typing import ClassVar, NamedTuple
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, final
 
 from torch import Tensor
 
-__all__ = ["CertifiedStep", "Objective", "beta_of", "certified_step_size", "lift", "project"]
+__all__ = ["CertifiedStep", "Composite", "Objective", "Proximable", "beta_of", "certified_step_size", "lift", "project"]
 
 
 class Objective(abc.ABC):
@@ -35,6 +36,64 @@ class Objective(abc.ABC):
     @abc.abstractmethod
     def lipschitz(self, x: Tensor) -> Tensor | None:
         """An upper bound for the Hessian's spectral norm, or None where none is known."""
+
+
+class Proximable(abc.ABC):
+    """A term that need not be smooth but has a proximal operator in closed form: ``‖·‖₁``, a constraint.
+
+    Shapes
+        as for :class:`Objective`.
+    """
+
+    @abc.abstractmethod
+    def value(self, x: Tensor) -> Tensor:
+        """The term at ``x``; infinite outside a constraint."""
+
+    @abc.abstractmethod
+    def prox(self, x: Tensor, step_size: float | Tensor) -> Tensor:
+        """``argmin_z g(z) + ‖z − x‖² / (2 step_size)``; ``step_size`` a number, or one for each leading index."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Composite(Objective):
+    r"""A smooth objective plus a term with a proximal operator.
+
+    Minimises
+        $f(Z) + g(Z)$
+    In code
+        ``smooth.value(x) + nonsmooth.value(x)``
+    Gradient
+        of the smooth part only, which is what proximal steps need: ``smooth.gradient``. ``gradient`` itself is refused.
+    Shapes
+        as its parts
+    Source
+        Beck and Teboulle, FISTA, SIAM J. Imaging Sciences 2(1), 2009, eq. 2.1.
+
+    Raises
+    ------
+        TypeError when asked for its gradient.
+    Claims
+        sparse_coding.prox, ista.step
+    """
+
+    smooth: Objective
+    nonsmooth: Proximable
+
+    def value(self, x: Tensor) -> Tensor:
+        """f(x) + g(x)."""
+        return self.smooth.value(x) + self.nonsmooth.value(x)
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """Refused: the sum is not differentiable."""
+        raise TypeError(
+            f"Composite: {type(self.nonsmooth).__name__} has no gradient; take a proximal step (unrolling.ProximalStep),"
+            " or ask .smooth.gradient."
+        )
+
+    def lipschitz(self, x: Tensor) -> Tensor | None:
+        """The constant of the smooth part: proximal steps κ ≤ 1/L lower the sum."""
+        return self.smooth.lipschitz(x)
 
 
 class CertifiedStep(NamedTuple):

@@ -131,6 +131,6 @@ def summary_line(run: dict[str, Any]) -> str:
     parts += [f"{s['fails']} FAIL"] if s["fails"] else []
     parts += [f"{s['vacuous']} VACUOUS"] if s["vacuous"] else []
     return (
-        f"{s['claims']} claim{'s' if s['claims'] != 1 else ''}: {', '.join(parts)}; {s['killed']} of {s['mutants']} wrong versions rejected;"
-        f" {run['seconds']:.0f} s."
+        f"{s['claims']} claim{'s' if s['claims'] != 1 else ''}: {', '.join(parts)};"
+        f" {s['killed']} of {s['mutants']} wrong versions rejected; {run['seconds']:.0f} s."
     )

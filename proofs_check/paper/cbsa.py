@@ -1,19 +1,14 @@
-"""The papers' equations, transcribed: numpy, tokens in COLUMNS, one function an equation, plain loops.
-
-Nothing here knows our packages. Arrays may hold floats or mpmath numbers (dtype object), so that the same
-transcription is evaluated in float64 and with fifty digits. Slow on purpose; never on the way of a layer.
-
-Letters: Z (d, N) tokens; U a list of bases (d, p); A (N, m) extraction, columns sum to 1; eps is ε, not ε².
-"""
+"""CBSA: its objective, its steps, its special cases, and its released layer."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
 
-import mpmath
 import numpy as np
-from numpy.typing import NDArray
+
+from .numbers import Array, lse, softmax_columns
+from .rates import coding_rate
 
 __all__ = [
     "adaptive_average_bins",
@@ -24,95 +19,11 @@ __all__ = [
     "cbsa_eq12",
     "cbsa_eq13",
     "cbsa_released",
-    "coding_rate",
-    "coding_rate_tokens_side",
-    "crate_eq8",
-    "crate_eq11",
-    "crate_eq14",
-    "cross_attention_energy",
-    "logdet",
     "pool_grid",
     "pool_sequence",
     "representative_energy",
     "representative_norm",
-    "self_attention_energy",
-    "softmax_columns",
-    "symmetric_energy",
 ]
-
-Array = NDArray[Any]
-
-
-def _log(value: Any) -> Any:
-    return mpmath.log(value) if isinstance(value, mpmath.mpf) else np.log(value)
-
-
-def _exp(values: Array) -> Array:
-    return np.vectorize(mpmath.exp, otypes=[object])(values) if values.dtype == object else np.exp(values)
-
-
-def _eye(n: int, like: Array) -> Array:
-    if like.dtype != object:
-        return np.eye(n)
-    return np.array([[mpmath.mpf(int(i == j)) for j in range(n)] for i in range(n)], dtype=object)
-
-
-def logdet(M: Array) -> Any:
-    """Log det M for symmetric positive definite M: LAPACK for floats, elimination by hand for mpmath numbers."""
-    if M.dtype != object:
-        return np.linalg.slogdet(M)[1]
-    M, total = M.copy(), mpmath.mpf(0)
-    for i in range(len(M)):
-        total += mpmath.log(M[i, i])
-        for j in range(i + 1, len(M)):
-            M[j, i:] = M[j, i:] - M[i, i:] * (M[j, i] / M[i, i])
-    return total
-
-
-def coding_rate(Z: Array, eps: Any) -> Any:
-    """MCR² eq. 2: R(Z) = ½ log det(I + d/(N ε²) Z Zᵀ), the d × d side."""
-    d, N = Z.shape
-    return logdet(_eye(d, Z) + (d / (N * eps**2)) * (Z @ Z.T)) / 2
-
-
-def coding_rate_tokens_side(Z: Array, eps: Any) -> Any:
-    """The same by the N × N side: ½ log det(I + d/(N ε²) Zᵀ Z)."""
-    d, N = Z.shape
-    return logdet(_eye(N, Z) + (d / (N * eps**2)) * (Z.T @ Z)) / 2
-
-
-def crate_eq8(Z: Array, U: Sequence[Array], eps: Any) -> Any:
-    """CRATE eq. 8: R_c(Z | U) = Σ_k ½ log det(I + p/(N ε²) (U_kᵀZ)ᵀ(U_kᵀZ))."""
-    return sum(coding_rate(Uk.T @ Z, eps) for Uk in U)
-
-
-def crate_eq11(Z: Array, U: Sequence[Array], eps: float, kappa: float) -> Array:
-    """CRATE eq. 11: Z − κ Σ_k p/(N ε²) U_k U_kᵀZ (I + p/(N ε²) (U_kᵀZ)ᵀ(U_kᵀZ))⁻¹, the inverse N × N."""
-    N = Z.shape[1]
-    step = np.zeros_like(Z)
-    for Uk in U:
-        W = Uk.T @ Z
-        beta = Uk.shape[1] / (N * eps**2)
-        step = step + beta * (Uk @ W @ np.linalg.inv(np.eye(N) + beta * (W.T @ W)))
-    return Z - kappa * step
-
-
-def softmax_columns(S: Array) -> Array:
-    """Every column of S, exponentiated and divided by its sum."""
-    if S.dtype == object:
-        E = _exp(S)
-        return E / E.sum(0)
-    E = np.exp(S - S.max(0))
-    return E / E.sum(0)
-
-
-def crate_eq14(Z: Array, U: Sequence[Array], scale: Any) -> Array:
-    """CRATE eq. 14, tied: MSSA(Z) = Σ_k U_k U_kᵀZ softmax(s (U_kᵀZ)ᵀ(U_kᵀZ)), softmax over columns."""
-    out = Z * 0
-    for Uk in U:
-        W = Uk.T @ Z
-        out = out + Uk @ (W @ softmax_columns(scale * (W.T @ W)))
-    return out
 
 
 def cbsa_eq6(Q_ini: Array, W: Array, scale: Any) -> Array:
@@ -171,33 +82,9 @@ def cbsa_eq13(Z: Array, U: Sequence[Array], eps: float) -> Array:
     return out
 
 
-def _lse(S: Array, scale: Any) -> Any:
-    """Σ over columns of (1/s) log Σ over rows of exp(s S)."""
-    if S.dtype == object:
-        return sum((mpmath.log(column) for column in _exp(scale * S).sum(0)), mpmath.mpf(0)) / scale
-    top = S.max(0)
-    return (top + np.log(np.exp(scale * (S - top)).sum(0)) / scale).sum()
-
-
-def cross_attention_energy(Q: Array, K: Array, scale: Any, quadratic: bool) -> Any:
-    """Hopfield eq. 1: −Σ_c (1/s) log Σ_j exp(s k_jᵀq_c), plus ½‖Q‖² if asked."""
-    energy = -_lse(K.T @ Q, scale)
-    return energy + (Q * Q).sum() / 2 if quadratic else energy
-
-
-def self_attention_energy(Z: Array, U: Sequence[Array], keys: Sequence[Array], scale: Any) -> Any:
-    """−Σ_k Σ_i (1/s) log Σ_j exp(s w̄_jᵀU_kᵀz_i), the keys w̄ constant."""
-    return -sum(_lse(key.T @ (Uk.T @ Z), scale) for Uk, key in zip(U, keys, strict=True))
-
-
-def symmetric_energy(Z: Array, U: Sequence[Array], scale: Any) -> Any:
-    """Energy Transformer eq. 2, one matrix for queries and keys, halved: nothing constant."""
-    return -sum(_lse((Uk.T @ Z).T @ (Uk.T @ Z), scale) for Uk in U) / 2
-
-
 def representative_energy(Z: Array, U: Sequence[Array], A: Sequence[Array], keys: Sequence[Array], scale: Any) -> Any:
     """CBSA eq. 8 as an energy: −Σ_k Σ_a (1/s) log Σ_b exp(s q̄_bᵀ(U_kᵀZA_k)_a)."""
-    return -sum(_lse(key.T @ (Uk.T @ Z @ Ak), scale) for Uk, Ak, key in zip(U, A, keys, strict=True))
+    return -sum(lse(key.T @ (Uk.T @ Z @ Ak), scale) for Uk, Ak, key in zip(U, A, keys, strict=True))
 
 
 def representative_norm(Z: Array, U: Sequence[Array], A: Sequence[Array]) -> Any:
