@@ -12,6 +12,9 @@ __all__ = [
     "check_epsilon",
     "check_heads",
     "check_matrix",
+    "check_member_count",
+    "check_memberships",
+    "check_optional_count",
     "check_positive",
     "check_tokens",
     "check_weights",
@@ -38,6 +41,12 @@ def check_epsilon(owner: str, epsilon: object, tokens: object = None) -> None:
     check_positive(owner, "epsilon", epsilon)
     if tokens is not None and (isinstance(tokens, bool) or not isinstance(tokens, int) or tokens < 1):
         raise ValueError(f"{owner}: tokens, the N in β = d/(N ε²), must be a positive integer, but is {tokens!r}.")
+
+
+def check_optional_count(owner: str, name: str, value: object, meaning: str) -> None:
+    """Raise unless ``value`` is None or a positive integer."""
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"{owner}: {name}, {meaning}, must be a positive integer or None, but is {value!r}.")
 
 
 def check_tokens(owner: str, x: object, dim: int | None = None, *, expects: str = "U") -> None:
@@ -118,6 +127,36 @@ def check_weights(owner: str, weights: object, U: Tensor) -> None:
     if not isinstance(weights, Tensor) or weights.shape[-1:] != U.shape[:1]:
         raise ValueError(
             f"{owner}: weights must be None or a tensor (..., heads) with heads = {U.shape[0]}, but is {_kind(weights)}."
+        )
+
+
+def check_memberships(owner: str, Pi: Tensor, tolerance: float | None = None, classes: int | None = None) -> None:
+    """Raise unless Π is ``(..., tokens, classes)`` with rows on the simplex, to the tolerance.
+
+    The default tolerance is the square root of the machine epsilon of the dtype.
+    """
+    check_matrix(owner, "memberships", Pi, "(..., tokens, classes)")
+    if classes is not None and Pi.shape[-1] != classes:
+        raise ValueError(
+            f"{owner}: memberships must be (..., tokens, classes) with classes = {classes}, but have shape {_shape(Pi)}."
+        )
+    fixed = Pi.detach()
+    limit = torch.finfo(Pi.dtype).eps ** 0.5 if tolerance is None else tolerance
+    lowest, off = float(fixed.min()), float((fixed.sum(-1) - 1.0).abs().max())
+    if not (lowest >= -limit and off <= limit):
+        raise ValueError(
+            f"{owner}: every token's memberships must be at least 0 and sum to 1: the smallest entry is {lowest:.3g}, the"
+            f" largest |sum − 1| is {off:.3g}, tolerance {limit:.3g}.\n"
+            f"  memberships are (..., tokens, classes) = {_shape(Pi)}; a token's are its row."
+        )
+
+
+def check_member_count(owner: str, x: Tensor, Pi: Tensor) -> None:
+    """Raise unless there is one row of memberships a token."""
+    if x.shape[-2] != Pi.shape[-2]:
+        raise ValueError(
+            f"{owner}: x has {x.shape[-2]} tokens, but the memberships were made for {Pi.shape[-2]}.\n"
+            f"  x is (..., tokens, dim) = {_shape(x)}; memberships are (..., tokens, classes) = {_shape(Pi)}."
         )
 
 

@@ -25,6 +25,7 @@ from .trial import (
     line_through,
     median,
     reverse_mode,
+    unresolved,
     where,
 )
 
@@ -145,30 +146,35 @@ class _Trial:
                 f"a step keeps the shape of the tokens, {tuple(x.shape)}, but the layer returned {shape}."
             )
         objective, kappa = layer.objective_at(x), _step_size(layer, x)
-        gradient = reverse_mode(objective, x)
-        closed = objective.gradient(x).detach()
+        smooth, nonsmooth = getattr(objective, "smooth", objective), getattr(objective, "nonsmooth", None)
+        gradient = reverse_mode(smooth, x)
+        closed = smooth.gradient(x).detach()
         rule = layer.step_rule() if callable(getattr(layer, "step_rule", None)) else None
-        plain = rule is None or type(rule).__name__ == "GradientStep"
         over = kappa[..., None, None] if kappa.ndim else kappa
-        want = x - over * gradient if plain else rule(objective, x, kappa).detach()  # type: ignore[misc]
+        if rule is not None and type(rule).__name__ not in ("GradientStep", "ProximalStep"):
+            want = rule(objective, x, kappa).detach()
+        else:
+            want = x - over * gradient
+            want = want if nonsmooth is None else nonsmooth.prox(want, kappa).detach()
         error = allowed = 0.0
         evidence = True
         for g, w, z in zip(*(t.reshape(-1, *x.shape[-2:]) for t in (got, want, x)), strict=True):
             moved = norm(w - z)
             if moved == 0:
-                error, evidence = max(error, 0.0 if norm(g - z) == 0 else math.inf), False
+                at_rest = norm(g - z) <= tolerance(str(x.dtype).split(".")[1]) * norm(z)
+                error, evidence = max(error, 0.0 if at_rest else math.inf), False
                 continue
             one = norm(g - w) / moved
             error = one if math.isnan(one) else max(error, one)
             allowed = max(allowed, tolerance(str(x.dtype).split(".")[1], CONDITION, norm(z) / moved))
-        trial = cls(x, got, want, objective, kappa, error, max(allowed, 1e-300), evidence)
+        trial = cls(x, got, want, smooth, kappa, error, max(allowed, 1e-300), evidence)
         trial._hold_the_objective_to_itself(gradient, closed)
         trial.evidence = trial.evidence and trial.error <= trial.allowed and trial.allowed <= 1e-3
         return trial
 
     def _hold_the_objective_to_itself(self, gradient: Tensor, closed: Tensor) -> None:
         size = norm(gradient)
-        if size == 0 or self.x.dtype != torch.float64:
+        if size == 0 or self.x.dtype != torch.float64 or unresolved(self.objective, self.x, gradient, closed):
             return
         off = norm(closed - gradient) / size
         if not off <= DOUBTFUL:

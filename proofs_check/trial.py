@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .measures import norm
 from .strategies import KINDS_OF_TOKENS, Case
+from .tolerance import SAFETY
 
 __all__ = [
     "CONDITION",
@@ -26,6 +27,7 @@ __all__ = [
     "line_through",
     "median",
     "reverse_mode",
+    "unresolved",
     "where",
 ]
 
@@ -112,6 +114,16 @@ def cases_for(dim: int, count: int | None, number: int, seed: int) -> list[Case]
             )
         )
     return [dataclasses.replace(case, seed=case.seed + seed) for case in fixed[: max(number, 1)]]
+
+
+def unresolved(objective: Any, x: Tensor, *gradients: Tensor) -> bool:
+    """Whether all these gradients are rounding: rounding x alone moves a gradient by up to ``eps L ‖x‖``.
+
+    Differences of rates vanish identically on one token, or on equal ones; what is computed there is noise.
+    """
+    bound = objective.lipschitz(x) if callable(getattr(objective, "lipschitz", None)) else None
+    noise = 0.0 if bound is None else SAFETY * torch.finfo(x.dtype).eps * largest(bound) * norm(x)
+    return all(norm(gradient) <= noise for gradient in gradients)
 
 
 def where(case: Case | None, x: Tensor, call: str = "descent_error(layer, x)") -> str:

@@ -140,6 +140,8 @@ def extraction_moves(self, x):
         (Plain, last_token_skipped, "of 17 tokens the last is not updated"),
         (Plain, lambda self, x: self.step_size * self.attention(x), "residual x is missing"),
         (Plain, lambda self, x: x + 0.5 * self.step_size * self.attention(x), "but 0.5 times as far"),
+        (Plain, lambda self, x: x + 1.01 * self.step_size * self.attention(x), "but 1.01 times as far"),
+        (Plain, lambda self, x: x + 1.0001 * self.step_size * self.attention(x), "but 1.0001 times as far"),
         (Plain, lambda self, x: x + self.step_size * self.attention(x).flip(-1), "features in reverse order"),
         (Plain, keys_move, "frozen arguments moving along"),
         (Plain, lambda self, x: x[..., :1, :], "keeps the shape of the tokens"),

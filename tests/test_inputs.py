@@ -35,6 +35,7 @@ def write_pickle(path):
         ("corrupt.npz", lambda path: path.write_bytes(b"PK not a zip"), "not an .npz archive"),
         ("corrupt.safetensors", lambda path: path.write_bytes(b"x" * 40), "cannot be read as .safetensors"),
         ("pickled.npy", write_pickle, "Pickled arrays are refused"),
+        ("pickled.npz", lambda path: np.savez(path, tokens=np.array([{"a": 1}])), "Pickled arrays are refused"),
         ("cube.npy", lambda path: np.save(path, np.ones((2, 3, 4))), r"must be \(tokens, dim\).*\(2, 3, 4\)"),
         ("none.npy", lambda path: np.save(path, np.ones((0, 4))), "not empty"),
         ("words.npy", lambda path: np.save(path, np.array([["a"]])), "must be real numbers"),

@@ -92,3 +92,11 @@ def test_frozen_keys_give_attention_of_the_tokens(bases):
 def test_bad_arguments_are_refused(bases, make, said):
     with pytest.raises(ValueError, match=said):
         make(bases)
+
+
+def test_the_quadratic_term_is_in_the_smoothness_constant():
+    """With keys close together the energy hardly bends, and the quadratic bends by 1."""
+    energy = CrossAttentionEnergy(0.01 * torch.randn(7, 12, dtype=torch.float64), 0.3, quadratic=True)
+    x = torch.randn(9, 12, dtype=torch.float64)
+    assert sampled_stretch(energy, x) <= float(energy.lipschitz(x)) * (1 + 1e-9)
+    assert float(energy.lipschitz(x)) == pytest.approx(1.0)

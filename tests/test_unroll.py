@@ -151,3 +151,15 @@ def test_bad_networks_are_refused(arguments, error, said):
 def test_an_objective_of_another_type_is_refused():
     with pytest.raises(TypeError, match="must be an Objective or a callable"):
         Unrolled(3.0)
+
+
+def test_depths_have_step_sizes_of_their_own_unless_shared(x):
+    f = CodingRate(0.5)
+    network = Unrolled(f, depth=3, step_size=0.1).double()
+    with torch.no_grad():
+        network.log_step.copy_(torch.tensor([0.1, 0.5, 0.02]).log())
+    z = x
+    for size in (0.1, 0.5, 0.02):
+        z = z - size * f.gradient(z)
+    torch.testing.assert_close(network(x), z)
+    assert Unrolled(f, depth=3, shared=True).log_step.shape == (1,)

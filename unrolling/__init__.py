@@ -9,8 +9,18 @@ if not hasattr(_objectives, "SubspaceCodingRate"):
     )
 
 from .base import UnrolledLayer
+from .layers.aot import AoT
 from .layers.cbsa import CBSA
+from .layers.crate import CRATE
+from .layers.depict import MSCA, DepictDecoder, DepictRecord
+from .layers.energy_transformer import EnergyTransformer
+from .layers.ista import ISTA, OvercompleteISTA
 from .layers.mssa import MSSA
+from .layers.redunet import ReduNet
+from .layers.symmetric import SymmetricAttention
+from .layers.tssa import TSSA
+from .mirror import EnergyLayerNorm, MirrorStep
+from .proximal import AcceleratedProximalStep, AlternatingStep, Momentum, ProximalStep
 from .representatives import (
     SVD,
     Axes,
@@ -22,25 +32,47 @@ from .representatives import (
     Strided,
     Tokens,
 )
+from .riemannian import RiemannianStep, certified_stiefel_step, retract, tangent
 from .steps import ArmijoStep, ExactLineSearchStep, GradientStep, Step
 from .unroll import Unrolled
 
 __all__ = [
     "CBSA",
+    "CRATE",
+    "ISTA",
+    "MSCA",
     "MSSA",
     "SVD",
+    "TSSA",
+    "AcceleratedProximalStep",
+    "AlternatingStep",
+    "AoT",
     "ArmijoStep",
     "Axes",
+    "DepictDecoder",
+    "DepictRecord",
+    "EnergyLayerNorm",
+    "EnergyTransformer",
     "ExactLineSearchStep",
     "GradientStep",
     "GridPool",
     "LearnedQueries",
+    "MirrorStep",
+    "Momentum",
     "OfficialGridPool",
+    "OvercompleteISTA",
+    "ProximalStep",
+    "ReduNet",
     "Representatives",
+    "RiemannianStep",
     "SequencePool",
     "Step",
     "Strided",
+    "SymmetricAttention",
     "Tokens",
     "Unrolled",
     "UnrolledLayer",
+    "certified_stiefel_step",
+    "retract",
+    "tangent",
 ]

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["check_choice", "check_count", "check_input", "check_sizes", "check_step_number"]
+__all__ = ["check_choice", "check_count", "check_input", "check_positive_number", "check_sizes", "check_step_number"]
 
 
 def check_count(owner: str, name: str, value: object, minimum: int = 1) -> None:
@@ -71,4 +71,26 @@ def step_in_certificate(owner: str, step: float, *, signed: bool) -> None:
         interval = "(−2, 0) or (0, 2)" if signed else "(0, 2)"
         raise ValueError(
             f"{owner}: with certified=True the step size is in units of 1/L and must lie in {interval}, but is {step}."
+        )
+
+
+def check_positive_number(owner: str, name: str, value: object) -> None:
+    """Raise unless ``value`` is a positive, finite number."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{owner}: {name} must be a number, but is {value!r}.")
+    if not (value > 0 and math.isfinite(value)):
+        raise ValueError(f"{owner}: {name} must be positive and finite, but is {value}.")
+
+
+def check_tokens_for(owner: str, x: object, dim: int, dtype: torch.dtype) -> None:
+    """Raise unless ``x`` is a non-empty ``(..., tokens, dim)`` of a layer's dim and dtype."""
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{owner}: x must be a torch.Tensor, but is a {type(x).__name__}.")
+    if x.ndim < 2 or x.shape[-2] == 0 or x.shape[-1] != dim:
+        raise ValueError(
+            f"{owner}: x must be (..., tokens, dim={dim}) with at least one token, but has shape {tuple(x.shape)}."
+        )
+    if x.dtype != dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(
+            f"{owner}: x is {x.dtype}, but the layer is {dtype}. Convert one: layer.to(x.dtype), x.to(...)."
         )

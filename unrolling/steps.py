@@ -39,7 +39,7 @@ class GradientStep:
 
     def __call__(self, objective: Objective, x: Tensor, step_size: float | Tensor) -> Tensor:
         """``x − κ ∇f(x)``."""
-        return x - _over_tokens(step_size) * objective.gradient(x)
+        return x - over_tokens(step_size) * objective.gradient(x)
 
 
 @final
@@ -150,7 +150,8 @@ class ExactLineSearchStep:
         return x - length[..., None, None] * gradient
 
 
-def _over_tokens(step_size: float | Tensor) -> float | Tensor:
+def over_tokens(step_size: float | Tensor) -> float | Tensor:
+    """Step sizes of leading indices in a shape that multiplies ``(..., tokens, dim)``."""
     if isinstance(step_size, Tensor) and step_size.ndim:
         return step_size[..., None, None]
     return step_size

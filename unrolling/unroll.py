@@ -14,6 +14,7 @@ from objectives import Objective, certified_step_size
 
 from .errors import check_count, check_step_number
 from .orthonormal import OrthonormalColumns
+from .proximal import AcceleratedProximalStep, Momentum, tokens_of
 from .steps import GradientStep, Step
 
 __all__ = ["Unrolled"]
@@ -53,7 +54,7 @@ class Unrolled(nn.Module):
     def __init__(
         self,
         objective: Objective | Callable[[Tensor], Objective],
-        step: Step | None = None,
+        step: Step | AcceleratedProximalStep | None = None,
         depth: int = 12,
         *,
         step_size: float | str = 0.1,
@@ -99,12 +100,16 @@ class Unrolled(nn.Module):
     def forward(self, x: Tensor, return_values: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """The tokens after all steps, and on request the objective's values."""
         values = []
+        step = cast(Callable[[Objective, Tensor | Momentum, Tensor], Tensor | Momentum], self.step)
+        point: Tensor | Momentum = x
         for layer in range(self.depth):
+            x = tokens_of(point)
             objective = self.objective_at(x, layer)
             if return_values:
                 values.append(objective.value(x))
             kappa = certified_step_size(objective, x).step_size if self.certified else self.step_sizes[layer]
-            x = self.step(objective, x, kappa if self.certified else kappa.to(x.dtype))
+            point = step(objective, point, kappa if self.certified else kappa.to(x.dtype))
+        x = tokens_of(point)
         if not return_values:
             return x
         return x, torch.stack([*values, self.objective_at(x, self.depth - 1).value(x)])

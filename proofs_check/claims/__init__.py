@@ -5,14 +5,17 @@ from __future__ import annotations
 import difflib
 
 from ..claim import Claim
-from . import cbsa, coding_rate, mssa, representatives, softmax_energy
+from . import cbsa, coding_rate, crate, ista, mssa, representatives, softmax_energy, sparse_coding
 
 CLAIMS: tuple[Claim, ...] = (
     *coding_rate.CLAIMS,
     *representatives.CLAIMS,
     *softmax_energy.CLAIMS,
+    *sparse_coding.CLAIMS,
     *mssa.CLAIMS,
     *cbsa.CLAIMS,
+    *ista.CLAIMS,
+    *crate.CLAIMS,
 )
 
 __all__ = ["CLAIMS", "find", "select"]
