@@ -9,6 +9,7 @@ from .base import CertifiedStep, Composite, Objective, Proximable, beta_of, cert
 from .class_tokens import ClassTokensOnly, SubspacePCARate
 from .coding_rate import ChannelRate, CodingRate, SubspaceCodingRate
 from .hopfield import AttentionEnergy, EnergyTransformerEnergy, HopfieldEnergy, attention_curvature
+from .kernel_regression import KernelRegression
 from .pca import PCARate, PCAReconstruction, PCAVariance, SeparableRate
 from .rate_reduction import (
     LinearisedRateReduction,
@@ -41,6 +42,7 @@ __all__ = [
     "CrossAttentionEnergy",
     "EnergyTransformerEnergy",
     "HopfieldEnergy",
+    "KernelRegression",
     "LinearisedRateReduction",
     "NonNegativeL1",
     "Objective",

@@ -16,6 +16,7 @@ __all__ = [
     "check_memberships",
     "check_optional_count",
     "check_positive",
+    "check_stochastic",
     "check_tokens",
     "check_weights",
 ]
@@ -89,8 +90,8 @@ def check_matrix(owner: str, name: str, value: object, axes: str) -> None:
 def check_basis(owner: str, U: Tensor, orthonormal: bool, tolerance: float | None) -> None:
     """Raise unless U is ``(heads, dim, head_dim)`` with orthonormal, mutually orthogonal columns.
 
-    The default tolerance for ``max |[U_1 … U_K]ᵀ[U_1 … U_K] − I|`` is the square root of the machine epsilon of
-    the dtype, 1.5e-8 in float64 and 3.5e-4 in float32.
+    The default tolerance for ``max |[U_1 … U_K]ᵀ[U_1 … U_K] − I|`` is 1e-6 in float64, which bases made in single
+    precision pass once converted, and the square root of the machine epsilon, 3.5e-4, in float32.
     """
     check_matrix(owner, "U", U, "(heads, dim, head_dim)")
     if U.ndim != 3:
@@ -98,7 +99,7 @@ def check_basis(owner: str, U: Tensor, orthonormal: bool, tolerance: float | Non
     if not orthonormal:
         return
     flat = U.detach().transpose(0, 1).flatten(-2)
-    limit = torch.finfo(U.dtype).eps ** 0.5 if tolerance is None else tolerance
+    limit = max(torch.finfo(U.dtype).eps ** 0.5, 1e-6) if tolerance is None else tolerance
     gram = flat.mT @ flat
     deviation = float((gram - torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)).abs().max())
     if not deviation <= limit:
@@ -148,6 +149,18 @@ def check_memberships(owner: str, Pi: Tensor, tolerance: float | None = None, cl
             f"{owner}: every token's memberships must be at least 0 and sum to 1: the smallest entry is {lowest:.3g}, the"
             f" largest |sum − 1| is {off:.3g}, tolerance {limit:.3g}.\n"
             f"  memberships are (..., tokens, classes) = {_shape(Pi)}; a token's are its row."
+        )
+
+
+def check_stochastic(owner: str, name: str, weights: Tensor) -> None:
+    """Raise unless every row of ``weights`` is at least 0 and sums to 1, to the root of the dtype's epsilon."""
+    fixed = weights.detach()
+    limit = torch.finfo(weights.dtype).eps ** 0.5
+    lowest, off = float(fixed.min()), float((fixed.sum(-1) - 1.0).abs().max())
+    if not (lowest >= -limit and off <= limit):
+        raise ValueError(
+            f"{owner}: every row of {name} {_shape(weights)} must be at least 0 and sum to 1: the smallest entry is"
+            f" {lowest:.3g}, the largest |sum − 1| is {off:.3g}, tolerance {limit:.3g}."
         )
 
 

@@ -253,7 +253,9 @@ def sparse_rate_reduction(x: Tensor, U: Tensor, epsilon: float | Tensor, weight:
         rate_reduction.sparse
     """
     check_positive("sparse_rate_reduction", "weight", weight)
-    return SubspaceRateReduction(U, epsilon).value(x) + weight * torch.count_nonzero(x.detach(), dim=(-2, -1))
+    return SubspaceRateReduction(U, epsilon).value(x) + weight * torch.count_nonzero(x.detach(), dim=(-2, -1)).to(
+        x.dtype
+    )
 
 
 def relaxed_sparse_rate_reduction(U: Tensor, epsilon: float | Tensor, weight: float | Tensor) -> Composite:

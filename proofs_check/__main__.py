@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import inspect
+import io
 import json
 import os
 import sys
@@ -32,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
         arguments = ["run", *arguments, "--html", str(REPORT)] if "--html" not in arguments else ["run", *arguments]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal of another encoding is no reason to stop
     options = _parser().parse_args(arguments)
     try:
         with tempfile.TemporaryDirectory(prefix="proofs-check-") as scratch:
@@ -41,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (InputError, _Usage) as problem:
         print(f"proofs-check: {problem}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # whoever read has seen enough
+        return 0
     except KeyboardInterrupt:
         print("proofs-check: stopped.", file=sys.stderr)
         return 130
@@ -64,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("names", nargs="*", metavar="STEM|CLAIM", help="stems (mssa), claims, or beginnings (mssa.sign)")
     run.add_argument("--profile", choices=PROFILES, default="quick", help="how many drawn cases a claim")
     run.add_argument("--cases", type=_count, metavar="N", help="drawn cases a claim, in place of the profile's")
-    run.add_argument("--seed", type=int, default=0, metavar="N", help="of everything that is drawn (default 0)")
+    run.add_argument("--seed", type=_seed, default=0, metavar="N", help="of everything that is drawn (default 0)")
     source = run.add_mutually_exclusive_group()
     source.add_argument("--image", metavar="FILE", help="a photograph whose patches are the real tokens")
     source.add_argument("--tokens", metavar="FILE", help="real tokens (N, d): .npy, .npz or .safetensors")
@@ -106,8 +113,20 @@ def _count(text: str) -> int:
     return number
 
 
+def _seed(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must be at least 0, but is {number}")
+    return number
+
+
 def _run(options: argparse.Namespace) -> int:
     claims = _select(options.names)
+    if options.json is not None and options.html is not None and options.json.resolve() == options.html.resolve():
+        raise _Usage(f"--json and --html name the same file, {options.json}; give two.")
     for path in (options.json, options.html):
         if path is not None and not path.resolve().parent.is_dir():
             raise _Usage(f"{path}: the folder {path.parent} does not exist.")
@@ -120,6 +139,7 @@ def _run(options: argparse.Namespace) -> int:
         _source(options),
         not options.no_mutants,
     )
+    print(f"input: {campaign.source.name}: {campaign.source.note}" if campaign.source else "input: drawn cases")
     verdicts, seconds = run_all(claims, campaign, options.jobs, options.fail_fast)
     run = result(verdicts, campaign, options.profile, seconds, _version())
     print(summary_line(run))
@@ -133,11 +153,12 @@ def _run(options: argparse.Namespace) -> int:
         _write(options.json, json.dumps(run, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         print(f"verdicts: {options.json}")
     if options.html is not None:
-        from .report import write
+        from .report import counterexamples_beside, write
 
-        save_all(verdicts, options.html.with_suffix(""))
+        folder = counterexamples_beside(options.html)
+        saved = save_all(verdicts, folder)
         write(options.html, run, verdicts, {claim.id: claim for claim in CLAIMS}, campaign.source)
-        print(f"report: {options.html} (open it in a browser); counterexamples: {options.html.with_suffix('')}/")
+        print(f"report: {options.html} (open it in a browser)" + (f"; counterexamples: {folder}/" if saved else ""))
     return 0 if all(verdict.sound for verdict in verdicts) else 1
 
 

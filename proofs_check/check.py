@@ -13,34 +13,36 @@ from torch import Tensor, nn
 from .diagnosis import diagnose
 from .measures import norm
 from .oracles import richardson_derivative, taylor_curve, taylor_slope
-from .strategies import Case
 from .threads import one_thread
-from .tolerance import tolerance
+from .tolerance import MEANINGFUL
 from .trial import (
-    CONDITION,
     DOUBTFUL,
+    LONG,
     CheckResult,
     ClaimFailed,
-    cases_for,
+    Input,
+    allowed_error,
+    check_call,
+    inputs_for,
     line_through,
     median,
+    noise_of,
     reverse_mode,
-    unresolved,
-    where,
 )
 
 __all__ = ["check_layer", "descent_error"]
 
 
+@one_thread()
 def descent_error(layer: nn.Module, x: Tensor) -> float:
     """``‖layer(x) − (x − κ∇f(x))‖ / ‖κ∇f(x)‖``, f = ``layer.objective_at(x)``: the number behind ``check_layer``.
 
-    The gradient is reverse mode of the objective's *value*. Infinite if the layer moves where the objective does
-    not; zero if neither moves. Of a batch, the largest.
+    Of a copy of the layer in the dtype of ``x``, in evaluation mode. The gradient is reverse mode of the objective's
+    *value*. Infinite if the layer moves where the objective does not; zero if neither moves. Of a batch, the largest.
     """
     _contract_of(layer)
-    trial = _Trial.of(layer, x)
-    return trial.error
+    check_call("descent_error", x, 1, 0)
+    return _Trial.of(_copy_of(layer, x.dtype), Input(None, x)).error
 
 
 @one_thread()
@@ -54,16 +56,19 @@ def check_layer(
 ) -> CheckResult:
     """Check that a layer's forward pass is the descent step that it declares; any module with the contract will do.
 
-    The contract: ``layer.objective_at(x)`` returns an object with ``value(x)`` and ``gradient(x)``, auxiliaries held
-    constant; and a step size as ``layer.step_size_at(x)`` or ``layer.step_size``. Then
-    ``layer(x) == x − κ ∇f(x)`` is tried, on a copy of the layer in float64, on structured and random tokens of many
-    scales, against reverse mode of ``value``, the closed-form ``gradient`` and differences.
+    The contract: ``layer.objective_at(x)`` returns an object with ``value(x)``, one number a token set, and
+    ``gradient(x)``, auxiliaries held constant; and a step size as ``layer.step_size_at(x)`` or ``layer.step_size``. Then
+    ``layer(x) == x − κ ∇f(x)`` is tried on a copy of the layer in ``dtype`` and evaluation mode, on structured and
+    random tokens of many scales and numbers, against reverse mode of ``value``, the closed-form ``gradient`` and
+    differences. Tokens come without and with batch axes, as far as the layer takes them.
+
+    The check is worth what the objective is: one made of the layer itself, ``⟨z, x − layer(x)⟩``, always passes.
 
     Parameters
     ----------
         x: tokens of yours, ``(..., tokens, dim)``; also says the only number of tokens to draw. Without it the width
         is read from ``layer.dim`` (or the bases U) and the number of tokens varies, unless ``layer.token_count``
-        fixes it.
+        fixes it. dtype: float64, or float32, which sees errors of a per cent and more.
 
     Returns
     -------
@@ -78,42 +83,54 @@ def check_layer(
     True
     """
     _contract_of(layer)
+    check_call("check_layer", x, cases, seed)
+    if dtype not in DOUBTFUL:
+        raise ValueError(f"check_layer: dtype must be torch.float64 or torch.float32, but is {dtype}.")
     name, layer = type(layer).__name__.removeprefix("Parametrized"), _copy_of(layer, dtype)
     dim, count = _width_of(layer, x)
-    trials: list[tuple[Case | None, _Trial]] = []
-    inputs: list[tuple[Case | None, Tensor]] = [(None, x.to(dtype))] if x is not None else []
-    inputs += [(case, case.x().to(dtype)) for case in cases_for(dim, count, cases, seed)]
-    for case, tokens in sorted(inputs, key=lambda pair: pair[1].numel()):
+    U = getattr(layer, "U", None)
+    width = U.shape[-1] if isinstance(U, Tensor) and U.ndim == 3 else None
+    axes = _axes_of(layer, dim, count, dtype)
+    tried: list[tuple[Input, _Trial]] = []
+    for given in inputs_for(x, dim, count, cases, seed, dtype, width=width, axes=axes):
+        place = given.where("descent_error(layer, x)")
         try:
-            trials.append((case, _Trial.of(layer, tokens)))
+            tried.append((given, _Trial.of(layer, given)))
         except ClaimFailed as failure:
-            raise ClaimFailed(f"{name}: {failure}\n{where(case, tokens)}") from None
+            raise ClaimFailed(f"{name}: {failure}\n{place}") from None
         except Exception as problem:
             raise ClaimFailed(
-                f"{name}: raised {type(problem).__name__}: {problem}\n{where(case, tokens)}\n"
-                "  If the layer takes one number of tokens only, pass such an x or set layer.token_count."
+                f"{name}: raised {type(problem).__name__}: {problem}\n{place}{_hint(problem)}"
             ) from problem
-    wrong = [(case, trial) for case, trial in trials if trial.wrong]
+    wrong = [(given, trial) for given, trial in tried if trial.wrong]
     if wrong:
-        generic = [t for c, t in wrong if c is None or (c.kind == "gaussian" and c.tokens > 2 and not c.batch)]
-        typical = next((t for t in reversed(generic) if torch.isfinite(t.got).all()), wrong[0][1])
-        case, smallest = wrong[0]
+        generic = [(g, t) for g, t in wrong if g.case is None or (g.case.kind == "gaussian" and g.x.shape[-2] > 2)]
+        plain = [(g, t) for g, t in generic if g.x.ndim == 2 and torch.isfinite(t.got).all()]
+        short = [(g, t) for g, t in plain if g.x.shape[-2] < LONG[0]]
+        (about, typical), (given, smallest) = (short or plain or generic or wrong)[-1], wrong[0]
         raise ClaimFailed(
-            f"{name}: the forward pass is not the declared step on {len(wrong)} of {len(trials)} inputs.\n"
-            f"  {diagnose(layer, typical)}\n"
-            f"  Smallest input: error {smallest.error:.3g} of the displacement, tolerance {smallest.allowed:.3g}.\n"
-            f"{where(case, smallest.x)}"
+            f"{name}: the forward pass is not the declared step on {len(wrong)} of {len(tried)} inputs.\n"
+            f"  On {about.words}: {diagnose(layer, typical)}\n"
+            f"  Smallest input: error {smallest.error:.3g} of the declared displacement, tolerance {smallest.allowed:.3g}.\n"
+            f"{given.where('descent_error(layer, x)')}"
         )
-    evident = [trial for _, trial in trials if trial.evidence]
-    if 2 * len(evident) < len(trials):
+    evident = [trial for _, trial in tried if trial.evidence]
+    if 2 * len(evident) < len(tried):
+        doubtful = [trial.error for _, trial in tried if trial.allowed < trial.error < math.inf]
+        why = (
+            f"the error, up to {max(doubtful):.1e}, is above rounding ({max(t.allowed for _, t in tried):.1e}) but too small"
+            " to call it wrong: is something computed in another precision, or off by a hair?"
+            if 2 * len(doubtful) > len(tried)
+            else "on the others neither the layer nor its objective moves, or rounding drowns the step. Is the step size"
+            " zero, or very small?"
+        )
         raise ClaimFailed(
-            f"{name}: only {len(evident)} of {len(trials)} inputs could have told a right layer from a wrong one: on the"
-            " others neither the layer nor its objective moves, or rounding drowns the step. Is the step size zero?"
+            f"{name}: only {len(evident)} of {len(tried)} inputs could have told a right layer from a wrong one: {why}"
         )
     worst = max(evident, key=lambda trial: trial.error / trial.allowed)
     slopes = [trial.slope for trial in evident if not math.isnan(trial.slope)]
     longest = max(evident, key=lambda trial: len(trial.curve))
-    return CheckResult(name, len(trials), len(evident), worst.error, worst.allowed, median(slopes), longest.curve)
+    return CheckResult(name, len(tried), len(evident), worst.error, worst.allowed, median(slopes), longest.curve)
 
 
 @dataclass
@@ -134,18 +151,26 @@ class _Trial:
 
     @property
     def wrong(self) -> bool:
-        return not self.error <= max(self.allowed, DOUBTFUL)
+        return not self.error <= max(self.allowed, DOUBTFUL[self.x.dtype])
 
     @classmethod
-    def of(cls, layer: Any, x: Tensor) -> _Trial:
+    def of(cls, layer: Any, given: Input) -> _Trial:
+        x = given.x
         with torch.no_grad():
-            got = layer(x)
+            z = x.clone()
+            got = layer(z)
+        if not torch.equal(z, x):
+            raise ClaimFailed(
+                "forward changes its input in place; work on a copy, or the residual is not what came in."
+            )
         if not isinstance(got, Tensor) or got.shape != x.shape:
             shape = tuple(got.shape) if isinstance(got, Tensor) else type(got).__name__
             raise ClaimFailed(
                 f"a step keeps the shape of the tokens, {tuple(x.shape)}, but the layer returned {shape}."
             )
-        objective, kappa = layer.objective_at(x), _step_size(layer, x)
+        if got.dtype != x.dtype:
+            raise ClaimFailed(f"a step keeps the dtype of the tokens, {x.dtype}, but the layer returned {got.dtype}.")
+        objective, kappa = _objective_of(layer, x), _step_size(layer, x)
         smooth, nonsmooth = getattr(objective, "smooth", objective), getattr(objective, "nonsmooth", None)
         gradient = reverse_mode(smooth, x)
         closed = smooth.gradient(x).detach()
@@ -161,23 +186,28 @@ class _Trial:
         for g, w, z in zip(*(t.reshape(-1, *x.shape[-2:]) for t in (got, want, x)), strict=True):
             moved = norm(w - z)
             if moved == 0:
-                at_rest = norm(g - z) <= tolerance(str(x.dtype).split(".")[1]) * norm(z)
-                error, evidence = max(error, 0.0 if at_rest else math.inf), False
+                still = norm(g - z) <= 64 * torch.finfo(x.dtype).eps * norm(z)
+                error, evidence = max(error, 0.0 if still else math.inf), False
                 continue
             one = norm(g - w) / moved
             error = one if math.isnan(one) else max(error, one)
-            allowed = max(allowed, tolerance(str(x.dtype).split(".")[1], CONDITION, norm(z) / moved))
+            allowed = max(allowed, allowed_error(x.dtype, norm(z) / moved))
         trial = cls(x, got, want, smooth, kappa, error, max(allowed, 1e-300), evidence)
         trial._hold_the_objective_to_itself(gradient, closed)
-        trial.evidence = trial.evidence and trial.error <= trial.allowed and trial.allowed <= 1e-3
+        trial.evidence = trial.evidence and trial.error <= trial.allowed and trial.allowed <= MEANINGFUL
         return trial
 
     def _hold_the_objective_to_itself(self, gradient: Tensor, closed: Tensor) -> None:
         size = norm(gradient)
-        if size == 0 or self.x.dtype != torch.float64 or unresolved(self.objective, self.x, gradient, closed):
+        if closed.shape != gradient.shape:
+            raise ClaimFailed(
+                f"the gradient of {type(self.objective).__name__} must have the shape of the tokens,"
+                f" {tuple(gradient.shape)}, but has {tuple(closed.shape)}."
+            )
+        if max(size, norm(closed)) <= noise_of(self.objective, self.x) or self.x.dtype != torch.float64:
             return
-        off = norm(closed - gradient) / size
-        if not off <= DOUBTFUL:
+        off = norm(closed - gradient) / max(size, 1e-300)
+        if not off <= DOUBTFUL[self.x.dtype]:
             raise ClaimFailed(
                 f"the objective {type(self.objective).__name__} is at odds with itself: its gradient differs from the"
                 f" derivative of its value by {off:.3g} of its norm."
@@ -198,7 +228,12 @@ def _step_size(layer: Any, x: Tensor) -> Tensor:
         step = layer.step_size_at(x)
     else:
         step = layer.step_size(x) if callable(layer.step_size) else layer.step_size
-    kappa = torch.as_tensor(step, dtype=x.dtype, device=x.device).detach()
+    try:
+        kappa = torch.as_tensor(step, dtype=x.dtype, device=x.device).detach()
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(
+            f"{type(layer).__name__}: the step size must be a number or a tensor, but is {step!r}."
+        ) from None
     if kappa.numel() == 1:
         return kappa.reshape(())
     if kappa.shape != x.shape[:-2]:
@@ -207,6 +242,47 @@ def _step_size(layer: Any, x: Tensor) -> Tensor:
             f" but has shape {tuple(kappa.shape)}. Let steps of the heads be weights of the objective's heads."
         )
     return kappa
+
+
+def _objective_of(layer: Any, x: Tensor) -> Any:
+    try:
+        objective = layer.objective_at(x.clone())
+    except Exception as problem:
+        raise ClaimFailed(
+            f"objective_at raised {type(problem).__name__}: {problem}{_hint(problem, False)}"
+        ) from problem
+    smooth = getattr(objective, "smooth", objective)
+    if not all(callable(getattr(smooth, method, None)) for method in ("value", "gradient")):
+        raise ClaimFailed(
+            f"objective_at(x) must return an object with value(x) and gradient(x), but returned {type(objective).__name__}."
+        )
+    return objective
+
+
+def _hint(problem: Exception, count: bool = True) -> str:
+    """What to do about an error that the layer raised, where it can be guessed."""
+    said = str(problem).lower()
+    if "dtype" in said or "scalar type" in said or "float" in said:
+        return (
+            "\n  The check works on a copy of the layer in float64: a tensor that is neither parameter nor buffer keeps its"
+            " dtype. Register it (register_buffer), or pass dtype=."
+        )
+    if count and isinstance(problem, (ValueError, RuntimeError, IndexError)):
+        return "\n  If the layer takes one number of tokens only, pass such an x or set layer.token_count."
+    return ""
+
+
+def _axes_of(layer: Any, dim: int, count: int | None, dtype: torch.dtype) -> tuple[int, ...]:
+    """The numbers of axes that a layer takes: tokens alone, a batch, a batch of batches. All, if it takes none."""
+    understood = []
+    for axes, lead in ((2, ()), (3, (2,)), (4, (2, 2))):
+        try:
+            with torch.no_grad():
+                layer(torch.ones(*lead, 3 if count is None else count, dim, dtype=dtype))
+            understood.append(axes)
+        except Exception:  # what it raises is reported when it is tried in earnest
+            continue
+    return tuple(understood) or (2, 3, 4)
 
 
 def _contract_of(layer: Any) -> None:

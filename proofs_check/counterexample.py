@@ -27,8 +27,9 @@ def file_name(claim_id: str, mutant: str | None = None) -> str:
 
 def save_all(verdicts: list[Verdict], folder: Path) -> int:
     """Write every counterexample of the verdicts into ``folder``; returns how many."""
-    folder.mkdir(parents=True, exist_ok=True)
     count = 0
+    if any(v.counterexample_case is not None or any(m.case is not None for m in v.mutants) for v in verdicts):
+        folder.mkdir(parents=True, exist_ok=True)
     for verdict in verdicts:
         if verdict.counterexample_case is not None:
             _save(folder / file_name(verdict.id), verdict.id, None, verdict.counterexample_case)

@@ -53,6 +53,11 @@ def diagnose(layer: Any, trial: Any) -> str:
             f"The update is {times}the gradient of the objective with its frozen arguments moving along: what objective_at"
             " holds constant is not held constant in the forward pass (or objective_at freezes what it should not)."
         )
+    if norm(moved - declared) <= 1e-2 * norm(declared):
+        return (
+            f"The update is off by {norm(moved - declared) / norm(declared):.2g} of its length in no pattern: is part of it"
+            " computed in a lower precision?"
+        )
     verdict = "still points downhill" if cosine > 0 else "points uphill"
     return (
         f"The update has cosine {cosine:.4f} with the declared step and {length:.4g} times its length; it {verdict} on"
@@ -72,6 +77,7 @@ def _tokens(moved: Tensor, declared: Tensor) -> str:
     still = all(norm(flat[:, i]) <= CLOSE * scale for i in wrong)
     names = ", ".join("the last" if i == N - 1 else "the first" if i == 0 else str(i) for i in wrong[:6])
     what = "not updated" if still else "updated differently"
+    names += f" and {len(wrong) - 6} more" if len(wrong) > 6 else ""
     return f"Only some tokens are wrong: of {N} tokens {names} {'is' if len(wrong) == 1 else 'are'} {what}."
 
 
@@ -139,13 +145,17 @@ def _rescaled(objective: Any, name: str, value: float, counts: dict[str, int]) -
     """β with one count in place of another: the same as ε times the root of their ratio."""
     if name != "epsilon":
         return
-    for one, a in counts.items():
-        for other, b in counts.items():
-            if a != b:
-                yield (
-                    f"{one} = {a} in β in place of {other} = {b}",
-                    _changed(objective, name, value * (a / b) ** 0.5),
-                )
+    widths = {words: n for words, n in counts.items() if "width" in words or n == 1}
+    numbers = {words: n for words, n in counts.items() if "number" in words or n == 1}
+    # β = width / (number ε²): a number too large is an ε too large, a width too large an ε too small.
+    for group, power in ((numbers, 0.5), (widths, -0.5)):
+        for one, a in group.items():
+            for other, b in group.items():
+                if a != b:
+                    yield (
+                        f"{one} = {a} in β in place of {other} = {b}",
+                        _changed(objective, name, value * (a / b) ** power),
+                    )
 
 
 def _changed(objective: Any, name: str, value: Any) -> Any:

@@ -61,6 +61,9 @@ def from_image(path: str | os.PathLike[str], patch: int = 16) -> TokenInput:
     source = _readable(path)
     try:
         with Image.open(source) as picture:
+            if picture.mode.startswith("I"):  # 16 bits a pixel: converted as they are, all bright ones would be white
+                wide = np.asarray(picture).astype(np.float64)
+                picture = Image.fromarray((wide * (255.0 / max(wide.max(), 1.0))).round().astype(np.uint8))
             pixels = np.asarray(picture.convert("RGB"))
     except (
         UnidentifiedImageError,
@@ -96,9 +99,7 @@ def from_tokens(path: str | os.PathLike[str]) -> TokenInput:
     source = _readable(path)
     suffix = source.suffix.lower()
     if suffix not in (".npy", ".npz", ".safetensors"):
-        raise InputError(
-            f"{source}: tokens come in .npy, .npz or .safetensors files, but this is {suffix or 'nameless'!r}."
-        )
+        raise InputError(f"{source}: tokens come in .npy, .npz or .safetensors files, but this one ends in {suffix!r}.")
     try:
         if suffix == ".safetensors":
             from safetensors.numpy import load_file
@@ -109,19 +110,25 @@ def from_tokens(path: str | os.PathLike[str]) -> TokenInput:
                 raise InputError(f"{source}: not an .npz archive; is the file whole?")
             with np.load(source, allow_pickle=False) as archive:
                 arrays = {name: archive[name] for name in archive.files}
+        elif not source.read_bytes().startswith(b"\x93NUMPY"):
+            raise InputError(f"{source}: cannot be read as .npy: it does not start like one; is the file whole?")
         else:
             arrays = {"tokens": np.load(source, allow_pickle=False)}
     except InputError:
         raise
     except Exception as problem:
-        hint = " Pickled arrays are refused: save plain numbers." if "pickle" in str(problem).lower() else ""
+        if "pickle" in str(problem).lower():
+            raise InputError(
+                f"{source}: holds pickled objects. Pickled arrays are refused: save plain numbers."
+            ) from None
+        hint = " Save them as float32." if "bfloat16" in str(problem).lower() or "BF16" in str(problem) else ""
         raise InputError(f"{source}: cannot be read as {suffix} ({problem}).{hint}") from None
     if "tokens" in arrays:
         array = arrays["tokens"]
     elif len(arrays) == 1:
         array = next(iter(arrays.values()))
     else:
-        raise InputError(f"{source}: holds the arrays {sorted(arrays)}; name the one to use 'tokens'.")
+        raise InputError(f"{source}: holds the arrays {sorted(arrays)}; save the one to use under the name 'tokens'.")
     if array.dtype.kind not in "fiu":
         raise InputError(f"{source}: tokens must be real numbers, but the array is {array.dtype}.")
     if array.ndim != 2 or 0 in array.shape:
@@ -141,6 +148,8 @@ def from_tokens(path: str | os.PathLike[str]) -> TokenInput:
 
 def _readable(path: str | os.PathLike[str]) -> Path:
     source = Path(path)
+    if source.is_dir():
+        raise InputError(f"{source}: is a folder; give a file.")
     if not source.is_file():
         raise InputError(f"{source}: no such file.")
     if source.stat().st_size == 0:

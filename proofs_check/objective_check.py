@@ -11,21 +11,20 @@ from torch import Tensor
 
 from .measures import norm
 from .oracles import richardson_derivative, taylor_curve, taylor_slope
-from .strategies import Case
 from .threads import one_thread
-from .tolerance import tolerance
 from .trial import (
-    CONDITION,
     DOUBTFUL,
     CheckResult,
     ClaimFailed,
-    cases_for,
+    Input,
+    allowed_error,
+    check_call,
+    inputs_for,
     largest,
     line_through,
     median,
+    noise_of,
     reverse_mode,
-    unresolved,
-    where,
 )
 
 __all__ = ["check_objective"]
@@ -55,6 +54,7 @@ def check_objective(
     for method in ("value", "gradient"):
         if not callable(getattr(objective, method, None)):
             raise TypeError(f"check_objective: {type(objective).__name__} has no method {method}(x).")
+    check_call("check_objective", x, cases, seed)
     name = type(objective).__name__
     U, P, keys = (getattr(objective, field_name, None) for field_name in ("U", "P", "keys"))
     if x is not None:
@@ -64,47 +64,53 @@ def check_objective(
         known = U.shape[-2] if isinstance(U, Tensor) else keys.shape[-1] if isinstance(keys, Tensor) else None
         width, count = dim or known or 4, P.shape[-1] if isinstance(P, Tensor) else None
     wide = next((t.dtype for t in (U, P, keys) if isinstance(t, Tensor)), torch.float64)
-    inputs: list[tuple[Case | None, Tensor]] = [(None, x)] if x is not None else []
-    inputs += [(case, case.x().to(wide)) for case in cases_for(width, count, cases, seed)]
-    evidence, worst = 0, (0.0, 1.0)
+    wide = wide if x is None else x.dtype
+    inputs = inputs_for(x, width, count, cases, seed, wide)
+    evidence = 0
+    worst: tuple[float, float] | None = None
     slopes: list[float] = []
     longest: list[tuple[float, float]] = []
-    for case, tokens in sorted(inputs, key=lambda pair: pair[1].numel()):
-        problem, seen = _gradient_problem(objective, tokens, seed)
+    for given in inputs:
+        problem, seen = _gradient_problem(objective, given, seed)
         if problem:
-            raise ClaimFailed(f"{name}: {problem}\n{where(case, tokens, 'objective.gradient(x)')}")
+            raise ClaimFailed(f"{name}: {problem}\n{given.where('objective.gradient(x)')}")
         if seen is None:
             continue
         evidence += 1
         error, allowed, curve = seen
-        worst = max(worst, (error, allowed), key=lambda pair: pair[0] / pair[1])
+        worst = max(worst or (error, allowed), (error, allowed), key=lambda pair: pair[0] / pair[1])
         slopes.append(taylor_slope(curve))
         longest = max(longest, curve, key=len)
-    if 2 * evidence < len(inputs):
-        raise ClaimFailed(f"{name}: only {evidence} of {len(inputs)} inputs had a gradient to check.")
+    if worst is None or 2 * evidence < len(inputs):
+        raise ClaimFailed(
+            f"{name}: only {evidence} of {len(inputs)} inputs could have told a right gradient from a wrong one: on the others"
+            " it is zero, not finite, or off by more than rounding but too little to call it wrong."
+        )
     known_slopes = [slope for slope in slopes if not math.isnan(slope)]
     return CheckResult(name, len(inputs), evidence, *worst, median(known_slopes), longest)
 
 
 def _gradient_problem(
-    objective: Any, x: Tensor, seed: int
+    objective: Any, given: Input, seed: int
 ) -> tuple[str, tuple[float, float, list[tuple[float, float]]] | None]:
+    x = given.x
     value = objective.value(x)
-    if tuple(value.shape) != tuple(x.shape[:-2]):
-        return (
-            f"value must be one number a token set, shape {tuple(x.shape[:-2])}, but is {tuple(value.shape)}.",
-            None,
-        )
-    got, want = objective.gradient(x).detach(), reverse_mode(objective, x)
-    size = norm(want)
+    if given.case is not None and isinstance(value, Tensor) and not bool(torch.isfinite(value).all()):
+        return "", None
+    got = objective.gradient(x).detach()
     if got.shape != x.shape:
         return f"gradient must have the shape of x, {tuple(x.shape)}, but is {tuple(got.shape)}.", None
-    if size > 0 and unresolved(objective, x, got, want):
+    try:
+        want = reverse_mode(objective, x)
+    except ClaimFailed as failure:
+        return str(failure), None
+    size = norm(want)
+    if max(size, norm(got)) <= noise_of(objective, x):
         return "", None
     if size == 0:
-        return ("gradient is not zero where the value is flat." if norm(got) else ""), None
-    error, allowed = norm(got - want) / size, tolerance(str(x.dtype).split(".")[1], CONDITION)
-    if not error <= max(allowed, DOUBTFUL):
+        return "gradient is not zero where the value is flat.", None
+    error, allowed = norm(got - want) / size, allowed_error(x.dtype)
+    if not error <= max(allowed, DOUBTFUL[x.dtype]):
         ratio = float((got * want).sum()) / size**2
         proportional = norm(got - ratio * want) <= 1e-6 * norm(got)
         said = f"it is {ratio:.6g} times it" if proportional else f"cosine {ratio * size / max(norm(got), 1e-300):.4f}"

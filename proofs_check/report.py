@@ -22,7 +22,7 @@ from .report_style import CSS
 from .run import PROFILES
 from .typeset import Typesetter
 
-__all__ = ["render", "write"]
+__all__ = ["counterexamples_beside", "render", "write"]
 
 CAVEAT = (
     "“Holds on N cases” is numerical agreement on those N cases, to a tolerance that is given with each."
@@ -42,6 +42,11 @@ FIRST = (
 )
 
 
+def counterexamples_beside(path: Path) -> Path:
+    """The folder of a report's counterexamples: its name without the suffix, or with one where it has none."""
+    return path.with_suffix("") if path.suffix else path.with_name(path.name + "-counterexamples")
+
+
 def write(
     path: Path,
     run: Mapping[str, Any],
@@ -54,7 +59,7 @@ def write(
     The page's replay commands look for the counterexamples in the folder beside it that has its name.
     """
     path = Path(path)
-    page = render(run, verdicts, claims, source, folder=path.with_suffix("").name)
+    page = render(run, verdicts, claims, source, folder=counterexamples_beside(path).name)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.write_text(page, encoding="utf-8")

@@ -37,9 +37,8 @@ def run_all(
         for verdict in _verdicts(claims, campaign, jobs):
             done[verdict.id] = verdict
             killed = sum(mutant.killed for mutant in verdict.mutants)
-            line = (
-                f"{verdict.status:9} {verdict.id:42} {killed}/{len(verdict.mutants)} rejected  {verdict.seconds:.1f} s"
-            )
+            rejected = f"{killed}/{len(verdict.mutants)} rejected" if verdict.mutants else "no wrong versions"
+            line = f"{verdict.status:9} {verdict.id:42} {verdict.cases:4} cases  {rejected:17}  {verdict.seconds:.1f} s"
             if terminal:
                 bar.set_postfix_str(verdict.id, refresh=False)
                 bar.update()
@@ -130,7 +129,6 @@ def summary_line(run: dict[str, Any]) -> str:
     parts += [f"{s['open']} open"] if s["open"] else []
     parts += [f"{s['fails']} FAIL"] if s["fails"] else []
     parts += [f"{s['vacuous']} VACUOUS"] if s["vacuous"] else []
-    return (
-        f"{s['claims']} claim{'s' if s['claims'] != 1 else ''}: {', '.join(parts)};"
-        f" {s['killed']} of {s['mutants']} wrong versions rejected; {run['seconds']:.0f} s."
-    )
+    tried = f"{s['killed']} of {s['mutants']} wrong versions rejected"
+    wrong = tried if s["mutants"] else "no wrong versions were tried"
+    return f"{s['claims']} claim{'s' if s['claims'] != 1 else ''}: {', '.join(parts)}; {wrong}; {run['seconds']:.0f} s."

@@ -15,27 +15,38 @@ from torch import Tensor
 
 from .measures import norm
 from .strategies import KINDS_OF_TOKENS, Case
-from .tolerance import SAFETY
+from .tolerance import SAFETY, tolerance
 
 __all__ = [
-    "CONDITION",
     "DOUBTFUL",
+    "LONG",
     "CheckResult",
     "ClaimFailed",
-    "cases_for",
+    "Input",
+    "allowed_error",
+    "check_call",
+    "inputs_for",
     "largest",
     "line_through",
     "median",
+    "noise_of",
     "reverse_mode",
-    "unresolved",
-    "where",
 ]
 
-CONDITION = 1e6
+CONDITION = {torch.float64: 1e6, torch.float32: 1e2}
 """A stranger's layer does not say how well conditioned it is; β‖x‖² reaches about this on the inputs drawn here."""
 
-DOUBTFUL = 1e-5
+DOUBTFUL = {torch.float64: 1e-5, torch.float32: 1e-2}
 """Errors between the tolerance and this may be rounding of a worse condition: they are no evidence for the layer."""
+
+LONG = (70, 133)
+"""Numbers of tokens beyond common block sizes of 32, 64 and 128."""
+
+
+def allowed_error(dtype: torch.dtype, size_over_displacement: float = 0.0) -> float:
+    """``C eps (condition + ‖x‖/‖displacement‖)``: what is computed suffers from the condition, what is stored does not."""
+    name = str(dtype).split(".")[1]
+    return tolerance(name, CONDITION[dtype]) + tolerance(name, 1.0, size_over_displacement)
 
 
 class ClaimFailed(AssertionError):
@@ -82,59 +93,132 @@ def line_through(objective: Any, x: Tensor, gradient: Tensor) -> tuple[Callable[
 
 
 def reverse_mode(objective: Any, x: Tensor) -> Tensor:
-    """The gradient at ``x``, from the value alone."""
+    """The gradient at ``x``, from the value alone; every token set's of its own value.
+
+    The values of a batch are weighted differently before they are added, and the weights taken out again: a value
+    that depends on another token set, or stands in another one's place, gives another gradient.
+    """
     with torch.enable_grad():
         z = x.detach().clone().requires_grad_()
         value = objective.value(z)
+        kind = type(objective).__name__
         if not isinstance(value, Tensor) or not value.requires_grad:
+            raise ClaimFailed(f"the value of {kind} does not depend on its argument (is it detached?).")
+        if value.shape != x.shape[:-2]:
             raise ClaimFailed(
-                f"the value of {type(objective).__name__} does not depend on its argument (is it detached?)."
+                f"the value of {kind} must be one number a token set, shape {tuple(x.shape[:-2])}, but is {tuple(value.shape)}."
             )
-        (gradient,) = torch.autograd.grad(value.sum(), z)
-    return gradient
+        weights = torch.linspace(1.0, 2.0, value.numel(), dtype=x.dtype, device=x.device).reshape(value.shape)
+        (gradient,) = torch.autograd.grad((weights * value).sum(), z)
+    return gradient / weights[..., None, None]
 
 
-def cases_for(dim: int, count: int | None, number: int, seed: int) -> list[Case]:
-    """Structured kinds at all sizes first, then random ones; scales over four orders of magnitude."""
+@dataclass(frozen=True)
+class Input:
+    """Tokens to try, and how to make them again: the caller's own (case None) or drawn, with two batch axes if so."""
+
+    case: Case | None
+    x: Tensor
+
+    def where(self, call: str) -> str:
+        """Lines that say which input it was, and how to make it again."""
+        shape = tuple(self.x.shape)
+        if self.case is None:
+            return f"  x is the tokens you passed, {shape}."
+        names = "Case, descent_error" if "descent_error" in call else "Case"
+        again = f"x = {self.case!r}.x()" + (f".reshape{shape}" if len(shape) == 4 else "")
+        again += ".float()" if self.x.dtype == torch.float32 else ""
+        lines = [f"from proofs_check import {names}", again, f"print({call})"]
+        return f"  x is {self.words}; to see it again:\n" + "\n".join(f"    {line}" for line in lines)
+
+    @property
+    def words(self) -> str:
+        """Kind and shape."""
+        kind = "your" if self.case is None else self.case.kind.replace("_", "-")
+        return f"{kind} tokens {tuple(self.x.shape)}"
+
+
+def inputs_for(
+    x: Tensor | None,
+    dim: int,
+    count: int | None,
+    number: int,
+    seed: int,
+    dtype: torch.dtype,
+    *,
+    width: int | None = None,
+    axes: tuple[int, ...] = (2, 3, 4),
+) -> list[Input]:
+    """The caller's tokens, structured kinds at all sizes, then random ones; the smallest first.
+
+    Scales go over four orders of magnitude, in single precision over one. width: a head's, also a number of tokens
+    to try. axes: the numbers of axes that are understood.
+    """
     rng = np.random.default_rng(seed)
-    sizes = [count] if count is not None else [1, 2, 3, 5, dim, dim + 3, 2 * dim + 1]
-    fixed = [Case(tokens=n, heads=1, head_dim=dim) for n in sizes]
-    fixed += [Case(tokens=sizes[-1], heads=1, head_dim=dim, kind=kind) for kind in KINDS_OF_TOKENS]
-    fixed += [Case(tokens=sizes[len(sizes) // 2], heads=1, head_dim=dim, scale=s, batch=2) for s in (0.01, 0.1, 100.0)]
+    # Square matrices hide mistakes of sides: a head's width is a divisor of dim, and a number of tokens to try.
+    divisors = [n for n in range(1, min(dim, 64) + 1) if dim % n == 0]
+    sizes = sorted({1, 2, 3, 5, *divisors, width or 1, dim, dim + 3}) if count is None else [count]
+    sizes += [2 * dim + 1] if count is None else []
+    single = dtype == torch.float32
+    lone = 0 if 2 in axes else 1
+
+    def case(tokens: int, **more: Any) -> Case:
+        return Case(tokens=tokens, heads=1, head_dim=dim, **{"batch": lone, **more})
+
+    fixed = [case(n) for n in sizes]
+    fixed += [case(sizes[-1], kind=kind) for kind in KINDS_OF_TOKENS]
+    fixed += [case(sizes[len(sizes) // 2], scale=s, batch=2) for s in ((0.5, 2.0) if single else (0.01, 0.1, 100.0))]
+    fixed += [case(sizes[len(sizes) // 2], batch=4)] if 4 in axes else []
+    fixed += [case(n) for n in LONG] if count is None else []
     while len(fixed) < number:
         fixed.append(
-            Case(
-                tokens=int(rng.choice(sizes)),
-                heads=1,
-                head_dim=dim,
+            case(
+                int(rng.choice(sizes))
+                if rng.random() < 0.5 or count is not None
+                else int(rng.integers(1, 3 * dim + 8)),
                 kind=str(rng.choice(["gaussian", "shifted", "one_far", "rank_one", "near_parallel"])),
-                scale=float(rng.choice([0.03, 0.3, 1.0, 3.0, 30.0])),
-                batch=int(rng.choice([0, 2])),
+                scale=float(rng.choice([0.3, 1.0, 3.0] if single else [0.03, 0.3, 1.0, 3.0, 30.0])),
+                batch=int(rng.choice([lone, 2])),
                 seed=int(rng.integers(2**16)),
             )
         )
-    return [dataclasses.replace(case, seed=case.seed + seed) for case in fixed[: max(number, 1)]]
+    tried = [Input(None, x.to(dtype))] if x is not None else []
+    for one in fixed[: max(number, 1)]:
+        one = dataclasses.replace(one, seed=one.seed + seed)
+        tokens = one.x().to(dtype)
+        tried.append(Input(one, tokens.reshape(2, 2, *tokens.shape[1:]) if one.batch == 4 else tokens))
+    return sorted(tried, key=lambda given: given.x.numel())
 
 
-def unresolved(objective: Any, x: Tensor, *gradients: Tensor) -> bool:
-    """Whether all these gradients are rounding: rounding x alone moves a gradient by up to ``eps L ‖x‖``.
+def noise_of(objective: Any, x: Tensor) -> float:
+    """What rounding alone makes of a gradient at ``x``: ``eps L ‖x‖``, or eps of a gradient nearby where L is unknown.
 
     Differences of rates vanish identically on one token, or on equal ones; what is computed there is noise.
     """
     bound = objective.lipschitz(x) if callable(getattr(objective, "lipschitz", None)) else None
-    noise = 0.0 if bound is None else SAFETY * torch.finfo(x.dtype).eps * largest(bound) * norm(x)
-    return all(norm(gradient) <= noise for gradient in gradients)
+    if bound is None:
+        rng = np.random.default_rng(0)
+        near = x + 0.3 * norm(x) / x.numel() ** 0.5 * torch.from_numpy(rng.standard_normal(x.shape)).to(x.dtype)
+        return SAFETY * torch.finfo(x.dtype).eps * norm(objective.gradient(near))
+    return SAFETY * torch.finfo(x.dtype).eps * largest(bound) * norm(x)
 
 
-def where(case: Case | None, x: Tensor, call: str = "descent_error(layer, x)") -> str:
-    """Lines that say which input it was, and how to make it again."""
-    if case is None:
-        return f"  x is the tokens you passed, {tuple(x.shape)}."
-    names = "Case, descent_error" if "descent_error" in call else "Case"
-    lines = [f"from proofs_check import {names}", f"x = {case!r}.x()", f"print({call})"]
-    return f"  x is {case.kind} tokens {tuple(x.shape)}; to see it again:\n" + "\n".join(
-        f"    {line}" for line in lines
-    )
+def check_call(owner: str, x: object, cases: object, seed: object) -> None:
+    """Raise unless the arguments of a check make sense: finite tokens ``(..., tokens, dim)``, at least one case."""
+    for name, value, least in (("cases", cases, 1), ("seed", seed, 0)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{owner}: {name} must be an integer, but is {value!r}.")
+        if value < least:
+            raise ValueError(f"{owner}: {name} must be at least {least}, but is {value}.")
+    if x is None:
+        return
+    if not isinstance(x, Tensor) or not x.dtype.is_floating_point:
+        kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"{owner}: x must be a floating-point torch.Tensor (..., tokens, dim), but is {kind}.")
+    if x.ndim < 2 or 0 in x.shape:
+        raise ValueError(f"{owner}: x must be (..., tokens, dim) and not empty, but has shape {tuple(x.shape)}.")
+    if not bool(torch.isfinite(x).all()):
+        raise ValueError(f"{owner}: x holds NaN or infinite entries.")
 
 
 def largest(bound: float | Tensor) -> float:

@@ -137,7 +137,7 @@ def extraction_moves(self, x):
         ),
         (Plain, lambda self, x: x, "does not move the tokens"),
         (Plain, lambda self, x: x * float("nan"), "returns NaN or infinite numbers"),
-        (Plain, last_token_skipped, "of 17 tokens the last is not updated"),
+        (Plain, last_token_skipped, "tokens the last is not updated"),
         (Plain, lambda self, x: self.step_size * self.attention(x), "residual x is missing"),
         (Plain, lambda self, x: x + 0.5 * self.step_size * self.attention(x), "but 0.5 times as far"),
         (Plain, lambda self, x: x + 1.01 * self.step_size * self.attention(x), "but 1.01 times as far"),
@@ -153,7 +153,7 @@ def extraction_moves(self, x):
         (
             Representatives,
             lambda self, x: x - self.step_size * self.change(x, count=x.shape[-2]),
-            "N, the number of tokens = 17, where β counts 3",
+            "N, the number of tokens =",
         ),
         (Representatives, extraction_moves, "frozen arguments moving along"),
     ],
@@ -279,3 +279,106 @@ def test_a_smoothness_constant_too_small_is_found():
 def test_objectives_without_the_two_methods_are_refused():
     with pytest.raises(TypeError, match="has no method value"):
         check_objective(object())
+
+
+@pytest.mark.parametrize(
+    ("forward", "said"),
+    [
+        (lambda self, x: Plain.forward(self, x).float(), "keeps the dtype of the tokens, torch.float64"),
+        (lambda self, x: x.mul_(0.5), "changes its input in place"),
+        (lambda self, x: Plain.forward(self, x) if x.shape[-2] <= 64 else x, "does not move the tokens"),
+        (lambda self, x: Plain.forward(self, x) if x.shape[-2] != D // 2 else x, "does not move the tokens"),
+        (lambda self, x: Plain.forward(self, x) if x.ndim < 4 else x, "does not move the tokens"),
+        (lambda self, x: Plain.forward(self, x) + 1e-7 * x.sin(), "in another precision|in a lower precision"),
+        (lambda self, x: None, "the layer returned NoneType"),
+    ],
+    ids=["float32 out", "in place", "long sets", "square", "two batch axes", "rounded inside", "None"],
+)
+def test_mistakes_on_rare_inputs_are_found(forward, said):
+    with pytest.raises(ClaimFailed, match=said):
+        check_layer(variant(Plain, forward))
+
+
+def test_a_layer_for_batches_only_is_tried_on_batches():
+    def unpacks(self, x):
+        assert len(x.shape) == 3
+        return Plain.forward(self, x)
+
+    assert check_layer(variant(Plain, unpacks)).evidence
+
+
+def test_small_steps_and_single_precision_can_be_checked():
+    assert check_layer(MSSA(12, 3, step_size=1e-5)).evidence > 40
+    assert check_layer(MSSA(12, 3), dtype=torch.float32).evidence > 24
+    long = MSSA(12, 3, step_size=1.05)
+    long.step_size_at = lambda x: torch.ones(())
+    with pytest.raises(ClaimFailed, match=r"1\.05\d* times as far"):
+        check_layer(long, dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "said"),
+    [
+        ({"cases": 0}, ValueError, "cases must be at least 1"),
+        ({"cases": 2.5}, TypeError, "cases must be an integer"),
+        ({"seed": -1}, ValueError, "seed must be at least 0"),
+        ({"x": [1.0]}, TypeError, "x must be a floating-point torch.Tensor"),
+        ({"x": torch.ones(3, D, dtype=torch.int64)}, TypeError, "but is torch.int64"),
+        ({"x": torch.ones(D)}, ValueError, r"but has shape \(8,\)"),
+        ({"x": torch.full((3, D), torch.nan)}, ValueError, "NaN or infinite"),
+        ({"dtype": torch.float16}, ValueError, "dtype must be torch.float64 or torch.float32"),
+    ],
+)
+def test_calls_that_make_no_sense_are_refused(arguments, error, said):
+    with pytest.raises(error, match=said):
+        check_layer(Plain(), **arguments)
+
+
+def test_declarations_that_make_no_sense_are_named():
+    layer = MSSA(12, 3)
+    layer.step_size_at = lambda x: None
+    with pytest.raises(ClaimFailed, match="step size must be a number or a tensor, but is None"):
+        check_layer(layer)
+    layer = Plain()
+    layer.objective_at = lambda x: None
+    with pytest.raises(ClaimFailed, match=r"objective_at\(x\) must return an object with value"):
+        check_layer(layer)
+
+
+def test_values_of_a_batch_must_not_depend_on_each_other():
+    class Flipped:
+        def value(self, x):
+            value = 0.5 * x.square().sum((-1, -2))
+            return value.flip(0) if x.ndim > 2 else value
+
+        def gradient(self, x):
+            return x
+
+    with pytest.raises(ClaimFailed, match="gradient is not the derivative of value"):
+        check_objective(Flipped(), dim=4)
+
+
+def test_rounding_where_a_gradient_vanishes_is_no_evidence():
+    class Spread:
+        def value(self, x):
+            return 0.5 * (x - x.mean(-2, keepdim=True)).square().sum((-1, -2))
+
+        def gradient(self, x):
+            return x - x.mean(-2, keepdim=True)
+
+    assert check_objective(Spread(), dim=6).evidence
+
+
+def test_bases_made_in_single_precision_pass_once_converted():
+    class Buffered(Plain):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("bases", U.float())
+
+        def objective_at(self, x):
+            return SubspaceCodingRate(self.bases, 0.5)
+
+        def forward(self, x):
+            return x - self.step_size * SubspaceCodingRate(self.bases, 0.5).gradient(x)
+
+    assert check_layer(Buffered()).evidence

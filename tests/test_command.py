@@ -192,3 +192,24 @@ def test_version():
         [sys.executable, "-m", "proofs_check", "--version"], capture_output=True, text=True, check=True
     )
     assert out.stdout.startswith("proofs-check ")
+
+
+def test_calls_that_contradict_themselves_are_refused(tmp_path, capsys):
+    same = str(tmp_path / "out")
+    assert main(["run", "coding_rate.value", "--json", same, "--html", same]) == 2
+    assert "give two" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", "--seed", "-1"])
+    assert stopped.value.code == 2
+    assert "must be at least 0" in capsys.readouterr().err
+
+
+def test_a_report_without_a_suffix_keeps_its_folder_apart(tmp_path):
+    assert main(["run", "coding_rate.cost", "--cases", "2", "--html", str(tmp_path / "page")]) == 0
+    assert (tmp_path / "page").is_file()
+    assert (tmp_path / "page-counterexamples").is_dir()
+
+
+def test_near_names_are_found_whatever_their_case(capsys):
+    assert main(["show", "MSSA.sing"]) == 2
+    assert "mssa.sign" in capsys.readouterr().err

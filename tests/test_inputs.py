@@ -45,7 +45,7 @@ def write_pickle(path):
             "1 of 2 entries are NaN or infinite",
         ),
         ("equal.npy", lambda path: np.save(path, np.ones((5, 4))), "all tokens are equal"),
-        ("two.npz", lambda path: np.savez(path, a=np.eye(2), b=np.eye(2)), "name the one to use 'tokens'"),
+        ("two.npz", lambda path: np.savez(path, a=np.eye(2), b=np.eye(2)), "save the one to use under the name 'tokens'"),
         ("tokens.txt", lambda path: path.write_text("1 2"), "tokens come in .npy, .npz or .safetensors"),
     ],
 )
@@ -99,3 +99,11 @@ def test_many_wide_tokens_are_thinned_and_projected(tmp_path):
     source = from_tokens(tmp_path / "many.npy")
     assert source.tokens.shape == (1200, WIDTH)
     assert "1200 of 3000" in source.note
+
+
+def test_sixteen_bits_a_pixel_are_not_all_white(tmp_path):
+    ramp = np.linspace(300, 65535, 64 * 64).reshape(64, 64).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    image = from_image(tmp_path / "deep.png").image
+    assert image.min() < 10
+    assert len(np.unique(image)) > 200

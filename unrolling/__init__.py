@@ -8,6 +8,7 @@ if not hasattr(_objectives, "SubspaceCodingRate"):
         "of that name. Rename that file, or use a virtual environment of its own for attention-as-descent."
     )
 
+from .attention import AttentionLayer
 from .base import UnrolledLayer
 from .layers.aot import AoT
 from .layers.cbsa import CBSA
@@ -15,8 +16,10 @@ from .layers.crate import CRATE
 from .layers.depict import MSCA, DepictDecoder, DepictRecord
 from .layers.energy_transformer import EnergyTransformer
 from .layers.ista import ISTA, OvercompleteISTA
+from .layers.mita import MiTA, merge_attention, mita, top_indices
 from .layers.mssa import MSSA
 from .layers.redunet import ReduNet
+from .layers.softmax import SoftmaxAttention
 from .layers.symmetric import SymmetricAttention
 from .layers.tssa import TSSA
 from .mirror import EnergyLayerNorm, MirrorStep
@@ -48,6 +51,7 @@ __all__ = [
     "AlternatingStep",
     "AoT",
     "ArmijoStep",
+    "AttentionLayer",
     "Axes",
     "DepictDecoder",
     "DepictRecord",
@@ -57,6 +61,7 @@ __all__ = [
     "GradientStep",
     "GridPool",
     "LearnedQueries",
+    "MiTA",
     "MirrorStep",
     "Momentum",
     "OfficialGridPool",
@@ -66,6 +71,7 @@ __all__ = [
     "Representatives",
     "RiemannianStep",
     "SequencePool",
+    "SoftmaxAttention",
     "Step",
     "Strided",
     "SymmetricAttention",
@@ -73,6 +79,9 @@ __all__ = [
     "Unrolled",
     "UnrolledLayer",
     "certified_stiefel_step",
+    "merge_attention",
+    "mita",
     "retract",
     "tangent",
+    "top_indices",
 ]

@@ -81,7 +81,7 @@ class SubspaceLayer(UnrolledLayer, abc.ABC):
         if self.orthonormal:
             gram = flat.mT @ flat
             deviation = float((gram - torch.eye(len(gram), dtype=gram.dtype, device=gram.device)).abs().max())
-            if not deviation <= torch.finfo(flat.dtype).eps ** 0.5:
+            if not deviation <= max(torch.finfo(flat.dtype).eps ** 0.5, 1e-6):
                 raise ValueError(
                     f"{self._owner}: U is not orthonormal: max |UᵀU − I| = {deviation:.3g}. Orthonormalise it,"
                     " or pass basis='free'."

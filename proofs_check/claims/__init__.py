@@ -5,10 +5,23 @@ from __future__ import annotations
 import difflib
 
 from ..claim import Claim
-from . import cbsa, coding_rate, crate, ista, mssa, representatives, softmax_energy, sparse_coding
+from . import (
+    cbsa,
+    coding_rate,
+    crate,
+    hopfield,
+    ista,
+    mssa,
+    pca,
+    rate_reduction,
+    representatives,
+    softmax_energy,
+    sparse_coding,
+)
 
 CLAIMS: tuple[Claim, ...] = (
     *coding_rate.CLAIMS,
+    *rate_reduction.CLAIMS,
     *representatives.CLAIMS,
     *softmax_energy.CLAIMS,
     *sparse_coding.CLAIMS,
@@ -16,6 +29,8 @@ CLAIMS: tuple[Claim, ...] = (
     *cbsa.CLAIMS,
     *ista.CLAIMS,
     *crate.CLAIMS,
+    *pca.CLAIMS,
+    *hopfield.CLAIMS,
 )
 
 __all__ = ["CLAIMS", "find", "select"]
@@ -53,7 +68,10 @@ def select(names: list[str]) -> tuple[Claim, ...]:
 
 
 def _unknown(name: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(name, known, n=4, cutoff=0.3)
-    near += [other for other in known if name and name.split(".")[-1] in other and other not in near][:3]
+    beginnings = {".".join(id.split(".")[:n]) for id in known for n in (1, 2)}
+    every = sorted({*known, *beginnings}, key=len)
+    folded = {id.lower(): id for id in reversed(every)}
+    near = [folded[id] for id in difflib.get_close_matches(name.lower(), list(folded), n=4, cutoff=0.3)]
+    near += [id for id in known if name and name.lower().split(".")[-1] in id and id not in near][:3]
     hint = f" Nearest: {', '.join(near)}." if near else ""
     return f"no claim or stem is named {name!r}.{hint} `proofs-check list` prints them all."

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from objectives import L1, Composite, NonNegativeL1, Objective, Reconstruction, sparse_coding
+from objectives import L1, Composite, NonNegativeL1, Objective, Reconstruction, certified_step_size, sparse_coding
 from unrolling import AcceleratedProximalStep, Momentum, ProximalStep
 
 from .. import paper
@@ -92,7 +92,7 @@ def _descent(subject: Any, case: Case) -> Measurement:
     exact = reference(dataclasses.replace(case, batch=0))
     nonnegative = bool(case.seed % 2)
     f, a = _of(exact, nonnegative), _start(exact, nonnegative)
-    L = float(f.lipschitz(a))
+    L = float(certified_step_size(f, a).lipschitz)
     kappa = exact.step / L
     after, promised = subject(exact, f, a, kappa, L)
     D, X = f.smooth.dictionary.numpy(), columns(f.smooth.data)  # type: ignore[attr-defined]
@@ -111,7 +111,7 @@ def _accelerated(subject: Any, case: Case) -> Measurement:
     exact = reference(dataclasses.replace(case, batch=0))
     nonnegative = bool(case.seed % 2)
     f, a = _of(exact, nonnegative), _start(exact, nonnegative)
-    L, steps = float(f.lipschitz(a)), 6
+    L, steps = float(certified_step_size(f, a).lipschitz), 6
     point = subject(exact, f, a, 1 / L, steps)
     D, X = f.smooth.dictionary.numpy(), columns(f.smooth.data)  # type: ignore[attr-defined]
     lam = penalty(exact)

@@ -33,13 +33,13 @@ __all__ = [
 
 
 def pca_reconstruction(P: Array, Z: Array) -> Any:
-    """Σ_n ‖z_n − P Pᵀz_n‖²."""
-    return sum(((z - P @ (P.T @ z)) ** 2).sum() for z in Z.T)
+    """‖Z − P PᵀZ‖²."""
+    return ((Z - P @ (P.T @ Z)) ** 2).sum()
 
 
 def pca_variance(P: Array, Z: Array) -> Any:
     """tr(Pᵀ Z Zᵀ P) = Σ_c Σ_n (p_cᵀz_n)², to be maximised."""
-    return sum((p @ z) ** 2 for p in P.T for z in Z.T)
+    return ((P.T @ Z) ** 2).sum()
 
 
 def pca_rate(P: Array, Z: Array, eps: Any) -> Any:
@@ -50,7 +50,7 @@ def pca_rate(P: Array, Z: Array, eps: Any) -> Any:
 def pca_separable_rate(P: Array, Z: Array, eps: Any) -> Any:
     """Σ_c ½ log(1 + C/(N ε²) p_cᵀZZᵀp_c), to be maximised: every direction by itself."""
     C, N = P.shape[1], Z.shape[1]
-    return sum(log(1 + C / (N * eps**2) * sum((p @ z) ** 2 for z in Z.T)) for p in P.T) / 2
+    return sum(log(1 + C / (N * eps**2) * ((p @ Z) ** 2).sum()) for p in P.T) / 2
 
 
 def pca_attention(P: Array, Z: Array) -> Array:

@@ -27,7 +27,7 @@ def class_compression(Z: Array, Pi: Array, eps: Any) -> Any:
     d, N = Z.shape
     total = 0
     for k in range(Pi.shape[1]):
-        n = sum(Pi[i, k] for i in range(N))
+        n = Pi[:, k].sum()
         if n > 0:
             total = total + n / (2 * N) * logdet(eye(d, Z) + (d / (n * eps**2)) * ((Z * Pi[:, k]) @ Z.T))
     return total
@@ -38,7 +38,7 @@ def class_compression_tokens_side(Z: Array, Pi: Array, eps: Any) -> Any:
     d, N = Z.shape
     total = 0
     for k in range(Pi.shape[1]):
-        n = sum(Pi[i, k] for i in range(N))
+        n = Pi[:, k].sum()
         if n > 0:
             Y = Z * np.sqrt(Pi[:, k])
             total = total + n / (2 * N) * logdet(eye(N, Z) + (d / (n * eps**2)) * (Y.T @ Y))

@@ -24,12 +24,12 @@ def tost_rate(Z: Array, Pi: Array, U: Sequence[Array], eps: Any) -> Any:
     d, N = Z.shape
     total = 0
     for k, Uk in enumerate(U):
-        n = sum(Pi[j, k] for j in range(N))
+        n = Pi[:, k].sum()
         if n <= 0:
             continue
         for c in range(Uk.shape[1]):
             row = Uk[:, c] @ Z
-            moment = sum(Pi[j, k] * row[j] ** 2 for j in range(N))
+            moment = (Pi[:, k] * row**2).sum()
             total = total + n / (2 * N) * log(1 + d / (n * eps**2) * moment)
     return total
 
@@ -79,7 +79,7 @@ def tost_released(
     Memberships from channels of unit length over the tokens (causal: the prefix, without the learned bias);
     D = 1/(1 + Σ_j π_j w_j²/(Σ_j π_j + tiny)).
     """
-    d, N = Z.shape
+    N = Z.shape[1]
     W = [Uk.T @ Z for Uk in U]
     scores = np.zeros((len(U), N))
     for k, Wk in enumerate(W):

@@ -1,0 +1,294 @@
+"""MiTA: attention to a few landmarks and to the keys that a query's landmarks have chosen, under one softmax."""
+
+from __future__ import annotations
+
+import math
+from typing import final
+
+import torch
+from torch import Tensor
+
+from ..attention import AttentionLayer
+from ..errors import check_count
+from ..representatives import GridPool, LearnedQueries, Representatives, SequencePool
+
+__all__ = ["MiTA", "merge_attention", "mita", "top_indices"]
+
+_CHUNK = 1 << 22
+"""Gathered numbers held at once: queries are taken in chunks, so that no tokens × (s k) × dim array is stored."""
+
+
+def mita(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    landmarks: Tensor,
+    *,
+    keys_per_expert: int,
+    experts_per_query: int = 1,
+    shared: bool = True,
+    scale: float | None = None,
+    deduplicate: bool = False,
+    twice_scaled: bool = False,
+    chunk: int | None = None,
+) -> Tensor:
+    """MiTA of given queries, keys, values and landmarks: the readable reference, in linear memory.
+
+    The shared expert holds the m pairs (landmark, ``softmax(s landmark Kᵀ) V``); routed expert i the
+    ``keys_per_expert`` keys with the largest product with landmark i; a query reads the experts of its
+    ``experts_per_query`` nearest landmarks, by the product. One softmax over all these pairs, here as two softmaxes
+    merged by their log-sum-exps.
+
+    Shapes
+        q ``(..., queries, p)``, k ``(..., tokens, p)``, v ``(..., tokens, p')``, landmarks ``(..., m, p)``; returns
+        ``(..., queries, p')``
+    Parameters
+        keys_per_expert: at most the number of tokens is taken; 0 leaves the shared expert alone, which is agent attention.
+        experts_per_query: at most m. deduplicate: a key in several of a query's experts counts once instead of, as in the
+        paper, once for each. twice_scaled: the released code's ``s² q·landmark`` for the shared expert's scores.
+        chunk: queries at once; by default what fits.
+    Ties
+        among equal products the lower index wins.
+    """
+    check_count("mita", "keys_per_expert", keys_per_expert, 0)
+    check_count("mita", "experts_per_query", experts_per_query)
+    if not shared and keys_per_expert == 0:
+        raise ValueError("mita: with shared=False and keys_per_expert=0 a query has nothing to attend to.")
+    if q.shape[-1] != k.shape[-1] or landmarks.shape[-1] != k.shape[-1] or v.shape[-2] != k.shape[-2]:
+        raise ValueError(
+            f"mita: q {tuple(q.shape)}, k {tuple(k.shape)} and landmarks {tuple(landmarks.shape)} must share their last axis,"
+            f" k and v {tuple(v.shape)} their tokens."
+        )
+    s = q.shape[-1] ** -0.5 if scale is None else scale
+    leading = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], landmarks.shape[:-2])
+    q, k, v, landmarks = (t.expand(*leading, *t.shape[-2:]) for t in (q, k, v, landmarks))
+    probes = landmarks @ k.mT
+    chosen = top_indices(probes, keys_per_expert)
+    landmark_values = torch.softmax(s * probes, dim=-1) @ v if shared else None
+    width = min(experts_per_query, landmarks.shape[-2]) * chosen.shape[-1]
+    if chunk is None:
+        chunk = max(1, _CHUNK // max(1, math.prod(leading) * width * (k.shape[-1] + v.shape[-1])))
+    rows = []
+    for queries in q.split(chunk, dim=-2):
+        nearness = queries @ landmarks.mT
+        parts = []
+        if landmark_values is not None:
+            parts.append(_read(s * nearness * (s if twice_scaled else 1.0), landmark_values))
+        if width:
+            experts = top_indices(nearness, experts_per_query)
+            index = _of_experts(chosen, experts)
+            scores = s * (_gather(k, index) @ queries.unsqueeze(-1)).squeeze(-1)
+            if deduplicate:
+                scores = scores.masked_fill(repeated(index), -torch.inf)
+            parts.append(_read_own(scores, _gather(v, index)))
+        rows.append(merge_attention(parts) if len(parts) > 1 else parts[0][0])
+    return torch.cat(rows, dim=-2)
+
+
+def merge_attention(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Attention over the union of several sets of pairs, from each set's output and log-sum-exp of scores.
+
+    ``Σ_i softmax_i(lse_i) output_i``; gradients must flow through the log-sum-exps too.
+
+    Shapes
+        outputs ``(..., queries, p)``, log-sum-exps ``(..., queries)``
+    """
+    shares = torch.softmax(torch.stack([lse for _, lse in parts], dim=-1), dim=-1)
+    outputs = torch.stack([output for output, _ in parts], dim=-2)
+    return (shares.unsqueeze(-2) @ outputs).squeeze(-2)
+
+
+def top_indices(scores: Tensor, count: int) -> Tensor:
+    """The indices of the ``count`` largest entries along the last axis, or of all; lower indices win ties."""
+    if count == 0:
+        return torch.empty(*scores.shape[:-1], 0, dtype=torch.int64, device=scores.device)
+    return torch.sort(scores.detach(), dim=-1, descending=True, stable=True).indices[..., :count]
+
+
+def repeated(index: Tensor) -> Tensor:
+    """True where an index stood earlier in its row already."""
+    ordered, order = torch.sort(index, dim=-1, stable=True)
+    again = torch.zeros_like(ordered, dtype=torch.bool)
+    again[..., 1:] = ordered[..., 1:] == ordered[..., :-1]
+    return torch.zeros_like(again).scatter(-1, order, again)
+
+
+def _read(scores: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention and its log-sum-exp, all queries reading the same values."""
+    return torch.softmax(scores, dim=-1) @ v, torch.logsumexp(scores, dim=-1)
+
+
+def _read_own(scores: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention and its log-sum-exp, every query reading values of its own ``(..., queries, pairs, p)``."""
+    return (torch.softmax(scores, dim=-1).unsqueeze(-2) @ v).squeeze(-2), torch.logsumexp(scores, dim=-1)
+
+
+def _of_experts(chosen: Tensor, experts: Tensor) -> Tensor:
+    """The keys of every query's experts: chosen ``(..., m, k)``, experts ``(..., queries, s)``."""
+    flat = experts.flatten(-2).unsqueeze(-1).expand(*experts.shape[:-2], -1, chosen.shape[-1])
+    return chosen.gather(-2, flat).unflatten(-2, experts.shape[-2:]).flatten(-2)
+
+
+def _gather(rows: Tensor, index: Tensor) -> Tensor:
+    """Rows ``(..., tokens, p)`` picked for every query: index ``(..., queries, pairs)``."""
+    flat = index.flatten(-2).unsqueeze(-1).expand(*index.shape[:-2], -1, rows.shape[-1])
+    return rows.gather(-2, flat).unflatten(-2, index.shape[-2:])
+
+
+@final
+class MiTA(AttentionLayer):
+    r"""Mixture of top-k activations: every token reads m landmarks, and the k keys that its nearest landmarks chose.
+
+    Minimises
+        $f(O) = \frac{1}{2K} \sum_k \sum_i \sum_{j \in S_{k,i}} a_{k,ij} \Vert o_i - K O_k v_{k,j} - b \Vert^2$ over the support
+        $S_i$ = landmark pairs and routed pairs; keys, values, landmarks, selection and routing frozen at Z
+    In code
+        ``x + κ (attention(x) − x)``; per head one softmax of ``s q·[landmarks, keys of its experts]`` over
+        ``[landmark values, their values]``. Gradient of f at x: ``x − attention(x)``, L = 1; κ = 1 is MiTA itself
+    Landmarks, experts
+        landmark i is a pooled query q̃_i; its value ``softmax(s q̃_i Kᵀ) V``; its expert the keys_per_expert keys with the
+        largest q̃_i·k; a query goes to the experts_per_query landmarks with the largest q̃·q; lower indices win ties
+    Shapes
+        x ``(..., tokens, dim)``; landmarks ``(..., heads, m, head_dim)``; selection ``(..., heads, m, k)``; routing
+        ``(..., heads, tokens, s)``; returns like x
+    Special cases
+        keys_per_expert = 0: agent attention, ``softmax(s Q R^T) softmax(s R K^T) V`` with Q, K, V of their own, whose
+        first factor is normalised over agents; ``CBSA(form="agent")`` has one matrix for all three and broadcasts by
+        the transpose, normalised over tokens. keys_per_expert = N, shared=False: softmax attention. Strided(1),
+        shared=False: the keys of the best query.
+
+    Parameters
+    ----------
+        landmarks: a strategy from :mod:`unrolling.representatives` that pools the queries; GridPool((5, 5)) by default.
+        class_tokens: how many leading tokens stay out of the pooling. keys_per_expert, experts_per_query, shared,
+        deduplicate, twice_scaled: as for :func:`unrolling.mita`. The others: as for SoftmaxAttention.
+    Cost
+        multiply-adds ``4 N d² + 4 N m d + 2 N s k d``: the scores that route a query are those of the shared expert,
+        so that the paper's count, with another N m d for routing, is not reached. Without the shared expert 2 N m d less.
+    Source
+        MiTA, arXiv 2602.01219. Published: DeiT 25 landmarks and 25 keys, ViT-5 25 and 30, Segmenter 49 and 49; s = 1.
+    Differences from the authors' code
+        its landmark keys are scaled twice (twice_scaled=True), and its square grid holds the class token and leaves out
+        the last patch (landmarks=OfficialGridPool((5, 5))). Depth-wise convolution and gate are not here.
+
+    Raises
+    ------
+        ValueError for sizes, grids or steps that do not fit, more experts a query than landmarks, nothing to attend to;
+        TypeError for another dtype or a strategy that pools nothing.
+    Claims
+        mita.landmarks, mita.landmark_values, mita.selection, mita.routing, mita.step.exact, mita.merge.value,
+        mita.merge.gradient, mita.error.bound, mita.error.published, mita.limits.full, mita.limits.agent,
+        mita.limits.top_k, mita.limits.blocks, mita.duplicates, mita.cost, mita.approximation
+    """
+
+    declares = "kernel regression on its support; keys, values, landmarks, selection and routing frozen"
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int = 1,
+        head_dim: int | None = None,
+        *,
+        landmarks: Representatives | None = None,
+        keys_per_expert: int = 25,
+        experts_per_query: int = 1,
+        shared: bool = True,
+        deduplicate: bool = False,
+        twice_scaled: bool = False,
+        projections: str = "free",
+        bias: bool = True,
+        scale: float | None = None,
+        step_size: float = 1.0,
+        learnable_step: bool = True,
+        class_tokens: int = 0,
+    ) -> None:
+        super().__init__(
+            dim,
+            heads,
+            head_dim,
+            projections=projections,
+            bias=bias,
+            scale=scale,
+            step_size=step_size,
+            learnable_step=learnable_step,
+            class_tokens=class_tokens,
+        )
+        check_count("MiTA", "keys_per_expert", keys_per_expert, 0)
+        check_count("MiTA", "experts_per_query", experts_per_query)
+        strategy = GridPool((5, 5)) if landmarks is None else landmarks
+        if not isinstance(strategy, Representatives) or not strategy.softmax_extraction:
+            raise TypeError(
+                f"MiTA: landmarks must be a strategy that pools queries (GridPool, SequencePool, LearnedQueries, Strided),"
+                f" but is {type(strategy).__name__}; for every query its own landmark use Strided(1)."
+            )
+        known = _count_of(strategy)
+        if known is not None and experts_per_query > known:
+            raise ValueError(f"MiTA: experts_per_query is {experts_per_query}, but there are only {known} landmarks.")
+        if not shared and keys_per_expert == 0:
+            raise ValueError("MiTA: with shared=False and keys_per_expert=0 a query has nothing to attend to.")
+        self.strategy = strategy
+        self.keys_per_expert, self.experts_per_query = keys_per_expert, experts_per_query
+        self.shared, self.deduplicate, self.twice_scaled = shared, deduplicate, twice_scaled
+        self.token_count = None if strategy.token_count is None else strategy.token_count + class_tokens
+
+    def _read(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int] | None) -> Tensor:
+        return mita(
+            q,
+            k,
+            v,
+            self.strategy.initial(q, self.class_tokens, grid),
+            keys_per_expert=self.keys_per_expert,
+            experts_per_query=self.experts_per_query,
+            shared=self.shared,
+            scale=self.scale,
+            deduplicate=self.deduplicate,
+            twice_scaled=self.twice_scaled,
+        )
+
+    def landmarks(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """The landmark queries ``(..., heads, m, head_dim)``."""
+        return self.strategy.initial(self.queries(x), self.class_tokens, grid)
+
+    def landmark_values(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """What the landmarks read of all tokens, ``(..., heads, m, head_dim)``."""
+        scores = self.scale * (self.keys(x) @ self.landmarks(x, grid).mT)
+        return torch.softmax(scores, dim=-2).mT @ self.values(x)
+
+    def selection(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """The keys of every expert, ``(..., heads, m, keys_per_expert)``, the largest product first."""
+        return top_indices(self.landmarks(x, grid) @ self.keys(x).mT, self.keys_per_expert)
+
+    def routing(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """The experts of every query, ``(..., heads, tokens, experts_per_query)``, the nearest first."""
+        return top_indices(self.queries(x) @ self.landmarks(x, grid).mT, self.experts_per_query)
+
+    def pairs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """One softmax over the landmark pairs and the routed pairs; values: the landmarks' before the tokens'."""
+        q, marks = self.queries(x), self.landmarks(x)
+        m, index = marks.shape[-2], _of_experts(self.selection(x), self.routing(x))
+        scores = self.scale * (q.unsqueeze(-2) * _gather(self.keys(x), index)).sum(-1)
+        if self.deduplicate:
+            scores = scores.masked_fill(repeated(index), -torch.inf)
+        if not self.shared:
+            return torch.softmax(scores, dim=-1), self.values(x), index
+        everyone = torch.arange(m, device=x.device).expand(*index.shape[:-1], m)
+        factor = self.scale**2 if self.twice_scaled else self.scale
+        joint = torch.cat([factor * (q @ marks.mT), scores], dim=-1)
+        values = torch.cat([self.landmark_values(x), self.values(x)], dim=-2)
+        return torch.softmax(joint, dim=-1), values, torch.cat([everyone, m + index], dim=-1)
+
+    def extra_repr(self) -> str:
+        """Sizes and options."""
+        parts = [super().extra_repr(), f"keys_per_expert={self.keys_per_expert}"]
+        parts.append(f"experts_per_query={self.experts_per_query}")
+        parts += [name for name in ("deduplicate", "twice_scaled") if getattr(self, name)]
+        return ", ".join(parts if self.shared else [*parts, "shared=False"])
+
+
+def _count_of(strategy: Representatives) -> int | None:
+    """The number of landmarks, where the tokens do not decide it."""
+    if isinstance(strategy, GridPool):
+        return strategy.size[0] * strategy.size[1]
+    if isinstance(strategy, SequencePool):
+        return strategy.count
+    return strategy.queries.shape[1] if isinstance(strategy, LearnedQueries) else None
