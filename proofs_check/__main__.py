@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from .claim import Claim, Verdict
-from .claims import CLAIMS, select
+from .claims import CLAIMS, home, select
 from .counterexample import replay, save_all
 from .inputs import InputError, TokenInput, default_image, from_image, from_tokens
 from .run import PROFILES, Campaign, run_claim
@@ -205,7 +205,7 @@ def _show(options: argparse.Namespace) -> int:
         print(f"  frozen    {claim.frozen}")
         for entry in claim.code:
             print(f"  code      {_place(entry)}")
-        print(f"  claim     proofs_check/claims/{claim.stem}.py")
+        print(f"  claim     proofs_check/claims/{home(claim.id)}")
         verdict = run_claim(claim, Campaign())
         print(f"  verdict   {_in_words(verdict)}")
         for name, (low, middle, high) in verdict.values.items():

@@ -20,6 +20,7 @@ from .inputs import TokenInput, default_image
 from .report_claim import MEANING, Context, card, count, css_class
 from .report_style import CSS
 from .run import PROFILES
+from .signs import sign_table, sign_table_html
 from .typeset import Typesetter
 
 __all__ = ["counterexamples_beside", "render", "write"]
@@ -96,7 +97,8 @@ def render(
 <p class="lead{"" if sound else " bad"}">{escape(_summary(run, verdicts, source))}</p>
 <p class="note">{CAVEAT}</p>
 {_lesson(run, source)}
-</header>"""
+</header>
+<div class="band">{_signs(run, source)}</div>"""
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -174,6 +176,13 @@ def _lesson(run: Mapping[str, Any], source: TokenInput | None) -> str:
         f" (Z + MSSA) or subtracted (Z − MSSA) with κ = 1, in {heads}, ε = 0.5. R<sub>c</sub> also changes"
         " when all tokens merely shrink or grow, so the second chart looks at their directions alone."
         f" On these tokens, {said}.</p></section>"
+    )
+
+
+def _signs(run: Mapping[str, Any], source: TokenInput | None) -> str:
+    seed = run.get("seed")
+    return sign_table_html(
+        sign_table(None if source is None else source.tokens, seed if isinstance(seed, int) and seed >= 0 else 0)
     )
 
 

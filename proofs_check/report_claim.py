@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from html import escape
 
 from .claim import Claim, MutantVerdict, Verdict
+from .claims import home
 from .counterexample import file_name
 from .figures import mark, number, remainder_chart, ruler
 from .inputs import TokenInput
@@ -70,7 +71,7 @@ def card(verdict: Verdict, claim: Claim | None, anchor: str, context: Context) -
 
 def _files(verdict: Verdict, claim: Claim | None) -> str:
     code = [entry.partition(":")[0].replace(".", "/") + ".py" for entry in claim.code] if claim else []
-    files = [*dict.fromkeys(code), f"proofs_check/claims/{verdict.stem}.py", f"tests/test_{verdict.stem}.py"]
+    files = [*dict.fromkeys(code), f"proofs_check/claims/{home(verdict.id)}", f"tests/test_{verdict.stem}.py"]
     return " · ".join(f"<code>{escape(name)}</code>" for name in files)
 
 

@@ -72,6 +72,20 @@ code, pre { font-family: var(--mono); font-size: .86em; }
 .lesson figure { margin: 0; }
 .lesson h3 { margin-bottom: .6rem; }
 .lesson .caption { grid-column: 1 / -1; max-width: 92ch; margin: 0; }
+.band { max-width: 77rem; margin: 0 auto; padding: 0 1.5rem; }
+.ledger figure { margin: 1.4rem 0 0; }
+.ledger h3 { margin-bottom: .4rem; }
+.wide { overflow-x: auto; }
+.signs { border-collapse: collapse; font-size: .9rem; min-width: 46rem; width: 100%; }
+.signs th { font-weight: 600; text-align: right; padding: .25rem .6rem; white-space: nowrap; }
+.signs th[colspan] { text-align: center; border-left: 1px solid var(--line); }
+.signs thead tr + tr th { font-weight: 400; color: var(--soft); }
+.signs tbody th { text-align: left; font-weight: 400; padding-left: 0; position: sticky; left: 0; background: var(--page); }
+.signs td { text-align: right; padding: .25rem .6rem; border-top: 1px solid var(--line); }
+.signs tbody th { border-top: 1px solid var(--line); }
+.signs td.down { color: var(--holds); }
+.signs td.up { color: var(--fails); }
+.signs td small { display: block; color: var(--soft); font-size: .78rem; white-space: nowrap; }
 .photo { position: relative; line-height: 0; border-radius: 4px; overflow: hidden; }
 .photo img { width: 100%; height: auto; }
 .photo svg { position: absolute; inset: 0; width: 100%; height: 100%; }

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["KINDS_OF_TOKENS", "STRUCTURED", "WITNESS", "Case", "cases"]
+__all__ = [
+    "KINDS_OF_TOKENS",
+    "STRUCTURED",
+    "WITNESS",
+    "WITNESSES",
+    "WITNESS_9",
+    "WITNESS_10",
+    "Case",
+    "cases",
+]
 
 KINDS_OF_TOKENS = (
     "gaussian",
@@ -33,7 +42,7 @@ class Case:
     tokens N; heads K; head_dim p; extra: features beyond K p, so dim = K p + extra; m: representatives; batch: number
     of token sets, 0 for no batch axis; kind of tokens; scale: their size; epsilon; step: in units of 1/L;
     sharpness: the logits' spread of drawn extraction weights; seed; dtype; given: tokens of the user's instead.
-    kind "witness": N − 2 tokens (1, 1), then (30, 3) and (40, −2), one head with U = I and s = 1, where −MSSA ascends.
+    kind "witness": one of :data:`WITNESSES`, one head with U = I and s = 1, where −MSSA ascends.
     """
 
     tokens: int = 5
@@ -85,7 +94,7 @@ class Case:
     def _tokens(self, rng: np.random.Generator) -> NDArray[np.float64]:
         N, d = self.tokens, self.dim
         if self.kind == "witness":
-            return np.array([[1.0, 1.0]] * (N - 2) + [[30.0, 3.0], [40.0, -2.0]])
+            return np.array(WITNESSES[N], dtype=np.float64)
         plain = rng.standard_normal((N, d))
         if self.kind == "unit":
             return plain / np.linalg.norm(plain, axis=1, keepdims=True)
@@ -113,7 +122,7 @@ class Case:
     def bases(self) -> NDArray[np.float64]:
         """Orthonormal, mutually orthogonal bases ``(K, d, p)``."""
         if self.kind == "witness":
-            return np.eye(2)[None]
+            return np.eye(self.dim)[None]
         square = np.linalg.qr(self.rng("bases").standard_normal((self.dim, self.dim)))[0]
         inner = self.heads * self.head_dim
         return square[:, :inner].reshape(self.dim, self.heads, self.head_dim).transpose(1, 0, 2)
@@ -186,8 +195,21 @@ STRUCTURED = (
 )
 """Cases that are always tried: the corners of the domain."""
 
+WITNESSES = {
+    22: 20 * [(1, 1)] + [(30, 3), (40, -2)],
+    10: 6 * [(1, 3)] + 3 * [(1000, 2)] + [(1040, -6)],
+    9: 4 * [(1, 4, 0)] + [(45, -5, 0)] + 2 * [(-1, 0, 3)] + [(-600, 0, 3), (-640, 0, -3)],
+}
+"""Tokens at which −MSSA raises the compression term, with s = 1. Why: the claims mssa.sign.one_hub and .fewest_tokens."""
+
 WITNESS = Case(tokens=22, heads=1, head_dim=2, kind="witness", epsilon=11000**-0.5)
-"""Twenty-two tokens at which −MSSA raises the compression term: β = 1000."""
+"""Twenty-two tokens, all of which attend to the last: β = 1000, cosine −0.0019."""
+
+WITNESS_10 = Case(tokens=10, heads=1, head_dim=2, kind="witness", epsilon=5**-0.5)
+"""Ten tokens, all of which attend to the last: β = 1, cosine −6.4e-5."""
+
+WITNESS_9 = Case(tokens=9, heads=1, head_dim=3, kind="witness", epsilon=3**-0.5)
+"""Nine tokens, of which five attend to the fifth and four to the last: β = 1, cosine −2.4e-4."""
 
 
 @st.composite

@@ -4,7 +4,20 @@ from __future__ import annotations
 
 import torch
 
-from unrolling import CBSA, MSSA, SVD, Axes, SequencePool, Tokens, UnrolledLayer
+from objectives import ClassTokensOnly, Objective
+from unrolling import (
+    CBSA,
+    MSCA,
+    MSSA,
+    SVD,
+    AoT,
+    Axes,
+    EnergyTransformer,
+    SequencePool,
+    SymmetricAttention,
+    Tokens,
+    UnrolledLayer,
+)
 
 from .claims import find
 
@@ -47,7 +60,35 @@ def _rows() -> list[tuple[str, str, UnrolledLayer, str]]:
             CBSA(12, 3, representatives=pool, form="agent"),
             "cbsa.special.agent",
         ),
+        ("symmetric attention", "tied", SymmetricAttention(12, 3), "symmetric.step.tied"),
+        ("symmetric attention", "general", SymmetricAttention(12, 3, form="general"), "symmetric.step.general"),
+        (
+            "Energy Transformer, without normalisation",
+            "plain",
+            EnergyTransformer(12, 3, normalised=False),
+            "energy_transformer.step.plain",
+        ),
+        (
+            "Energy Transformer, a mirror step",
+            "normalised",
+            EnergyTransformer(12, 3),
+            "energy_transformer.step.normalised",
+        ),
+        ("AoT", "softmax", AoT(12, 3, form="softmax"), "aot.step.softmax"),
+        ("AoT", "threshold", AoT(12, 3), "aot.step.threshold"),
+        ("MSCA (DEPICT), on the class tokens", "exact", MSCA(12, 3, class_tokens=2), "depict.step.exact"),
+        (
+            "MSCA (DEPICT), on the class tokens",
+            "softmax",
+            MSCA(12, 3, class_tokens=2, form="softmax"),
+            "depict.step.softmax",
+        ),
     ]
+
+
+def _named(objective: Objective) -> str:
+    """The name of the class; of the objective inside where it is one of the class tokens."""
+    return type(objective.objective if isinstance(objective, ClassTokensOnly) else objective).__name__
 
 
 def layers_table() -> str:
@@ -63,7 +104,7 @@ def layers_table() -> str:
         if claim == "cbsa.special.softmax":
             frozen = find("mssa.step.softmax").frozen
         lines.append(
-            f"| {name} | {form} | `{type(layer.objective_at(x)).__name__}` | {frozen} |"
-            f" {'–' if stands_in is None else f'`{type(stands_in).__name__}`'} | `{claim}` |"
+            f"| {name} | {form} | `{_named(layer.objective_at(x))}` | {frozen} |"
+            f" {'–' if stands_in is None else f'`{_named(stands_in)}`'} | `{claim}` |"
         )
     return "\n".join(lines)

@@ -10,6 +10,17 @@ if not hasattr(_objectives, "SubspaceCodingRate"):
 
 from .attention import AttentionLayer
 from .base import UnrolledLayer
+from .fast_weights import (
+    FAST_WEIGHTS,
+    FastWeights,
+    agent_attention,
+    block_attention,
+    compressed_block_attention,
+    full_attention,
+    linear_attention,
+    projected_attention,
+    top_k_attention,
+)
 from .layers.aot import AoT
 from .layers.cbsa import CBSA
 from .layers.crate import CRATE
@@ -42,6 +53,7 @@ from .unroll import Unrolled
 __all__ = [
     "CBSA",
     "CRATE",
+    "FAST_WEIGHTS",
     "ISTA",
     "MSCA",
     "MSSA",
@@ -58,6 +70,7 @@ __all__ = [
     "EnergyLayerNorm",
     "EnergyTransformer",
     "ExactLineSearchStep",
+    "FastWeights",
     "GradientStep",
     "GridPool",
     "LearnedQueries",
@@ -78,10 +91,17 @@ __all__ = [
     "Tokens",
     "Unrolled",
     "UnrolledLayer",
+    "agent_attention",
+    "block_attention",
     "certified_stiefel_step",
+    "compressed_block_attention",
+    "full_attention",
+    "linear_attention",
     "merge_attention",
     "mita",
+    "projected_attention",
     "retract",
     "tangent",
     "top_indices",
+    "top_k_attention",
 ]

@@ -102,8 +102,8 @@ class AttentionLayer(UnrolledLayer, abc.ABC):
 
     def objective_at(self, x: Tensor) -> KernelRegression:
         """One regression over the pairs of all heads, weights a_k/K towards the values K O_kᵀ v_k (+ bias)."""
-        weights, values, support = (None if part is None else part.detach() for part in self.pairs(x))
-        assert weights is not None and values is not None
+        with torch.no_grad():
+            weights, values, support = self.pairs(x)
         if self.projections == "free":
             blocks = self.output.weight.detach().unflatten(-1, (self.heads, self.head_dim)).permute(1, 2, 0)
         else:

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import difflib
+import inspect
+import sys
 
 from ..claim import Claim
 from . import (
+    aot,
     cbsa,
     coding_rate,
     crate,
+    depict,
+    energy_transformer,
     hopfield,
     ista,
+    kernel_regression,
+    mita,
     mssa,
+    mssa_sign,
     pca,
     rate_reduction,
+    redunet,
     representatives,
+    softmax,
     softmax_energy,
     sparse_coding,
+    subspace_denoising,
+    symmetric,
+    tssa,
 )
 
 CLAIMS: tuple[Claim, ...] = (
@@ -26,14 +39,25 @@ CLAIMS: tuple[Claim, ...] = (
     *softmax_energy.CLAIMS,
     *sparse_coding.CLAIMS,
     *mssa.CLAIMS,
+    *mssa_sign.CLAIMS,
     *cbsa.CLAIMS,
+    *tssa.CLAIMS,
+    *redunet.CLAIMS,
     *ista.CLAIMS,
     *crate.CLAIMS,
     *pca.CLAIMS,
+    *depict.CLAIMS,
     *hopfield.CLAIMS,
+    *subspace_denoising.CLAIMS,
+    *symmetric.CLAIMS,
+    *energy_transformer.CLAIMS,
+    *aot.CLAIMS,
+    *kernel_regression.CLAIMS,
+    *softmax.CLAIMS,
+    *mita.CLAIMS,
 )
 
-__all__ = ["CLAIMS", "find", "select"]
+__all__ = ["CLAIMS", "find", "home", "select"]
 
 
 def find(id: str) -> Claim:
@@ -47,6 +71,14 @@ def find(id: str) -> Claim:
         if claim.id == id:
             return claim
     raise ValueError(_unknown(id, [claim.id for claim in CLAIMS]))
+
+
+def home(id: str) -> str:
+    """The file, within ``proofs_check/claims``, that states the claim of that id; that of its stem if there is none."""
+    for name, module in sorted(vars(sys.modules[__name__]).items()):
+        if inspect.ismodule(module) and any(claim.id == id for claim in getattr(module, "CLAIMS", ())):
+            return f"{name}.py"
+    return f"{id.split('.', 1)[0]}.py"
 
 
 def select(names: list[str]) -> tuple[Claim, ...]:

@@ -19,15 +19,15 @@ from ..measures import bases, columns, identity, norm, reference, step_measure
 from ..mutants import forward, named, of_step
 from ..strategies import STRUCTURED, Case, cases
 from ..tolerance import tolerance
-from .coding_rate import combine
 from .mssa import _energy_bend, _frozen_energy
 from .mssa import _softmax_condition as _mssa_condition
-from .subspace_denoising import DELTAS, mixture
+from .subspace_denoising import mixture
 
 __all__ = ["CLAIMS"]
 
 AOT = "Wang et al., AoT, arXiv 2506.03790"
 TAUS = (0.55, 0.7, 0.9)
+DELTAS = (0.08, 0.02, 0.05, 0.1)
 
 
 def _tau(case: Case) -> float:
@@ -261,12 +261,12 @@ def _circulation(subject: Any, case: Case) -> Measurement:
         for t in (np.arange(400) + 0.5) / 400:
             work += float(field(keys, s, tau, start + t * (end - start)) @ (end - start)) / 400
     size = tau * float(np.linalg.norm(keys[0])) * length
-    layers_own = _of_layer(keys, s, tau, centre + 0.3 * half * along)
-    off = float(np.abs(layers_own - _thresholded(keys, s, tau, centre + 0.3 * half * along)).max())
+    declared = _of_layer(keys, s, tau, centre + 0.3 * half * along)
+    off = float(np.abs(declared - _thresholded(keys, s, tau, centre + 0.3 * half * along)).max())
     return Measurement(
-        (Comparison("the layer's own selection", off, 1e-12),),
+        (Comparison("as the layer declares it", off, 1e-12),),
         True,
-        {"work round the loop, relative": work / size},
+        {"work round the loop, relative": float(work / size)},
         truth=abs(work) / size < 1e-3,
     )
 
@@ -277,10 +277,13 @@ def _thresholded(keys: Any, s: float, tau: float, q: Any) -> Any:
 
 
 def _of_layer(keys: Any, s: float, tau: float, q: Any) -> Any:
-    """The same through the layer's definition: what a selection of constant keys reads."""
-    share = torch.softmax(torch.from_numpy(s * (keys @ q)), 0)
-    best = int(share.argmax())
-    return tau * keys[best] * float(share[best] > tau)
+    """The same by the energy that the layer declares there: minus its gradient."""
+    rows = torch.from_numpy(keys)
+    share, partner = torch.softmax(s * (rows @ torch.from_numpy(q)), 0).max(0)
+    amount = tau * (share > tau).double().reshape(1, 1)
+    identity_basis = torch.eye(len(q), dtype=torch.float64)[None]
+    energy = SelectedEnergy(identity_basis, partner.reshape(1, 1), amount, rows[None])
+    return -energy.gradient(torch.from_numpy(q)[None])[0].numpy()
 
 
 def _attended(keys: Any, s: float, tau: float, q: Any) -> Any:
@@ -381,9 +384,7 @@ CLAIMS = (
             residual_dropped=lambda case, layer, x, labels: layer(x) - x,
             amount_one=lambda case, layer, x, labels: x + (layer(x) - x) / layer.threshold,
             softmax=lambda case, layer, x, labels: _in_regime(case, "softmax")(x),
-            another_head=lambda case, layer, x, labels: AoT(
-                case.dim, case.heads, U=case.U().roll(1, -1) + 0.0, threshold=0.99, scale=0.01, step_size=1.0
-            )(x),
+            another_token_moved=lambda case, layer, x, labels: x + (layer(x) - x).roll(1, 0),
             all_NaN=lambda case, layer, x, labels: x * torch.nan,
         ),
         structured=REGIME,

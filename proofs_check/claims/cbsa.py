@@ -48,7 +48,7 @@ from ..measures import (
 )
 from ..mutants import forward, named, of_step
 from ..oracles import mp_array, mp_derivative
-from ..strategies import STRUCTURED, WITNESS, Case, cases
+from ..strategies import STRUCTURED, WITNESS, WITNESS_9, Case, cases
 from .coding_rate import _count, combine
 from .mssa import certified, certified_measure, exact_kappa, stretched
 
@@ -384,10 +384,15 @@ def _sign(subject: Any, case: Case) -> Measurement:
     return Measurement(tuple(done), True, {"cosine of ∇F and the softmax update": cosine}, truth=cosine > 0)
 
 
+SHARP = {
+    22: 20 * [(-50, 50)] + [(50, 200), (50, 0)],
+    9: 4 * [(0, 10, 0)] + [(0, -10, 0)] + 2 * [(0.5, 0, 20)] + [(-1, 0, 20), (-1, 0, 0)],
+}
+"""Queries that each attend to one distinct token of a witness: the representatives are its tokens."""
+
+
 def _sharp_queries(case: Case) -> Tensor:
-    """Queries that each attend to one distinct token of the witness: m − 2 to (1, 1), one each to the far ones."""
-    near, b, c = (-50.0, 50.0), (50.0, 200.0), (50.0, 0.0)
-    return torch.tensor([[*[near] * (case.m - 2), b, c]], dtype=torch.float64)
+    return torch.tensor([SHARP[case.m]], dtype=torch.float64)
 
 
 def _softmax_update(case: Case, objective: RepresentativeRate, x: Tensor, gradient: Tensor, s: float) -> Tensor:
@@ -765,12 +770,13 @@ CLAIMS = (
             agent_form=lambda case, f, x, gradient, s: lift(f.P.mT @ f.representatives(x), f.U),
         ),
         structured=(
+            dataclasses.replace(WITNESS_9, m=9),
             dataclasses.replace(WITNESS, m=22),
             Case(tokens=40, heads=3, head_dim=4, m=8),
         ),
         code=("unrolling.layers.cbsa:CBSA",),
         frozen="P_k",
-        correction="Twenty-two learned queries that each pick one token of MSSA's witness (mssa.sign.minus_descends) make"
+        correction="Nine learned queries that each pick one token of MSSA's witness (mssa.sign.minus_descends) make"
         " representatives equal to those tokens: the same inner product, below zero. In random draws it does descend.",
     ),
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn.functional import layer_norm
 
 from objectives import lift
-from unrolling import EnergyLayerNorm, EnergyTransformer, GradientStep
+from unrolling import EnergyTransformer, GradientStep
 
 from .. import paper
 from ..claim import Claim, Comparison, Measurement
@@ -21,7 +21,7 @@ from ..oracles import mp_array, mp_derivative, richardson_derivative
 from ..strategies import STRUCTURED, Case, cases
 from ..tolerance import MEANINGFUL, tolerance
 from .coding_rate import combine
-from .hopfield import attention_bend, attention_condition, memories_of, two_matrices
+from .hopfield import attention_bend, attention_terms, memories_of, two_matrices
 
 __all__ = ["CLAIMS"]
 
@@ -30,9 +30,9 @@ SINGLE = tuple(dataclasses.replace(case, batch=0) for case in STRUCTURED)
 SEEDED = tuple(dataclasses.replace(case, seed=number % 6) for number, case in enumerate(STRUCTURED))
 
 
-def _block(case: Case, normalised: bool, certified: bool = False) -> EnergyTransformer:
+def _block(case: Case, normalised: bool, certified: bool = False) -> Any:
     """A block whose activation is relu for even seeds, softmax for odd ones, and a gain that is not 1."""
-    layer = EnergyTransformer(
+    layer: Any = EnergyTransformer(
         case.dim,
         case.heads,
         case.head_dim,
@@ -42,7 +42,7 @@ def _block(case: Case, normalised: bool, certified: bool = False) -> EnergyTrans
         exclude_self=case.seed % 3 < 2,
         scale=case.head_dim**-0.5 if normalised else case.softmax_scale,
         memory_scale=case.dim**-0.5 / (1.0 if normalised else max(1.0, case.scale)),
-        step_size=case.step if certified else 0.3 * case.step,
+        step_size=case.step,
         certified=certified,
     ).to(case.torch_dtype)
     with torch.no_grad():
@@ -50,33 +50,33 @@ def _block(case: Case, normalised: bool, certified: bool = False) -> EnergyTrans
             parameter.copy_(matrix.transpose(0, 1).flatten(-2))
         layer.memories.copy_(memories_of(case))
         share = torch.tensor(case.step / 2, dtype=torch.float64)
-        layer.step.copy_(torch.log(share / (1 - share)) if certified else 0.6 * share)
+        layer.step.copy_(torch.log(share / (1 - share)) if certified else 2 * share)
         if layer.norm is not None:
             layer.norm.log_gain.fill_(0.4)
             layer.norm.bias.copy_(0.3 * case.draw("norm's bias", case.dim))
     return layer
 
 
-def _published(case: Case) -> EnergyTransformer:
+def _published(case: Case) -> Any:
     return _block(case, normalised=True)
 
 
-def _plain(case: Case) -> EnergyTransformer:
+def _plain(case: Case) -> Any:
     return _block(case, normalised=False)
 
 
-def _norm_of(layer: EnergyTransformer) -> tuple[float, Any, float]:
+def _norm_of(layer: Any) -> tuple[float, Any, float]:
     return float(layer.norm.gain.detach()), layer.norm.bias.detach().double().numpy(), layer.norm.eps
 
 
-def _naive_norm(layer: EnergyTransformer, Z: Any) -> Any:
+def _naive_norm(layer: Any, Z: Any) -> Any:
     if layer.norm is None:
         return Z
     gain, bias, eps = _norm_of(layer)
     return paper.energy_norm(Z, gain, bias, eps)
 
 
-def _naive_energy(layer: EnergyTransformer) -> Any:
+def _naive_energy(layer: Any) -> Any:
     """E of normalised tokens in columns, from the definitions."""
     W_Q, W_K = (
         [W.detach().double().numpy()[:, h * layer.head_dim : (h + 1) * layer.head_dim] for h in range(layer.heads)]
@@ -93,7 +93,7 @@ def _naive_energy(layer: EnergyTransformer) -> Any:
     return energy
 
 
-def _naive_step(case: Case, layer: EnergyTransformer, Z: Any, b: int) -> Any:
+def _naive_step(case: Case, layer: Any, Z: Any, b: int) -> Any:
     """The update from the definitions, attention matrices token by token."""
     G = _naive_norm(layer, Z)
     force, p = np.zeros_like(G), layer.head_dim
@@ -112,7 +112,7 @@ def _naive_step(case: Case, layer: EnergyTransformer, Z: Any, b: int) -> Any:
     return Z + layer.step.item() * (force + memories @ active)
 
 
-def _shifted_energy(case: Case, layer: EnergyTransformer, z: Tensor, b: int) -> Any:
+def _shifted_energy(case: Case, layer: Any, z: Tensor, b: int) -> Any:
     """The map x ↦ E(x − z + LN(z)): its gradient at z is that of E at the normalised tokens."""
     Z, energy = columns(z.reshape(-1, *z.shape[-2:])[b]), _naive_energy(layer)
     if layer.norm is None:
@@ -121,25 +121,27 @@ def _shifted_energy(case: Case, layer: EnergyTransformer, z: Tensor, b: int) -> 
     return lambda X: energy(X - Z + G)
 
 
-def _condition(case: Case, layer: EnergyTransformer, z: Tensor) -> float:
-    """Attention's and the memories', times what the normalisation makes of rounding in nearly constant tokens."""
+def _condition(case: Case, layer: Any, z: Tensor) -> float:
+    """What cancels in the gradient over what is left, times what normalising makes of rounding in nearly constant tokens.
+
+    A hidden unit of the memories is off by eps ‖ξ‖‖g‖, which goes back through the memories; a softmax of them by its
+    scores' size.
+    """
     with torch.no_grad():
         g = z if layer.norm is None else layer.norm(z)
-        energy = layer.objective_at(z)
-        size = norm(energy.gradient(g))
-        terms = norm(layer.W_Q) * norm(layer.W_K) * g.shape[-2] ** 0.5 + norm(layer.memories) ** 2
-        attention = energy.attention
-        scores = attention_condition(case, attention, g) if norm(attention.gradient(g)) else 1.0
+        energy, memories = layer.objective_at(z), layer.memories
+        largest, every = norm(torch.linalg.matrix_norm(memories, 2)), norm(memories)
+        pulled = largest * every * norm(g)
+        if layer.activation == "softmax":
+            longest = float(memories.norm(dim=-1).max())
+            sizes = 1.0 + layer.memory_scale * longest * float(g.norm(dim=-1).max())
+            pulled = sizes * longest * (g.numel() / layer.dim) ** 0.5
         stretch = 1.0 if layer.norm is None else 1.0 + float((z.abs().amax(-1) / layer.norm.deviation(z)).max())
-        pulled = 1.0 + terms * norm(g) / size if size else 1.0
-        return stretch * min(scores, 1.0 + _score_size(attention, g)) * pulled
+        size = norm(energy.gradient(g))
+        return stretch * (1.0 + (attention_terms(energy.attention, g) + pulled) / size) if size else 1.0
 
 
-def _score_size(attention: Any, g: Tensor) -> float:
-    return float(attention.scale) * float(g.norm(dim=-1).max()) ** 2 * norm(attention.W_Q) * norm(attention.W_K)
-
-
-def _bend(case: Case, layer: EnergyTransformer, z: Tensor) -> float:
+def _bend(case: Case, layer: Any, z: Tensor) -> float:
     """The shorter of the attention's bend and half the way to the next kink of a relu."""
     with torch.no_grad():
         g = z if layer.norm is None else layer.norm(z)
@@ -155,19 +157,19 @@ def _at(point: Any) -> Any:
     return lambda case, layer, x: x - layer.step * layer.objective_at(x).gradient(point(layer, x))
 
 
-def _chain_rule(case: Case, layer: EnergyTransformer, x: Tensor) -> Tensor:
+def _chain_rule(case: Case, layer: Any, x: Tensor) -> Tensor:
     return x - layer.step * layer.norm.product(x, layer.objective_at(x).gradient(layer.norm(x)))
 
 
 def _part(name: str) -> Any:
-    def subject(case: Case, layer: EnergyTransformer, x: Tensor) -> Tensor:
+    def subject(case: Case, layer: Any, x: Tensor) -> Tensor:
         g = x if layer.norm is None else layer.norm(x)
         return x - layer.step * getattr(layer.objective_at(x), name).gradient(g)
 
     return subject
 
 
-def _received_dropped(case: Case, layer: EnergyTransformer, x: Tensor) -> Tensor:
+def _received_dropped(case: Case, layer: Any, x: Tensor) -> Tensor:
     g = x if layer.norm is None else layer.norm(x)
     energy = layer.objective_at(x)
     f = energy.attention
@@ -224,11 +226,11 @@ def _norm_measure(subject: Any, case: Case) -> Measurement:
     return combine(*parts)
 
 
-def _normalise(case: Case, norm_: EnergyLayerNorm, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def _normalise(case: Case, norm_: Any, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     return norm_(x), norm_.product(x.double(), v)
 
 
-def _population_dropped(case: Case, norm_: EnergyLayerNorm, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+def _population_dropped(case: Case, norm_: Any, x: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
     D = x.shape[-1]
     sigma = (x.var(-1, correction=0) * D / max(1, D - 1) + 10 * norm_.eps).sqrt()[..., None]
     return norm_.gain * (x - x.mean(-1, keepdim=True)) / sigma + norm_.bias, norm_.product(x.double(), v)
@@ -256,12 +258,12 @@ def _rate(subject: Any, case: Case) -> Measurement:
     return Measurement(tuple(done), told, {"−dE/dt over its bound": -claimed / scale})
 
 
-def _minus_form(case: Case, norm_: EnergyLayerNorm, x: Tensor, force: Tensor) -> Tensor:
+def _minus_form(case: Case, norm_: Any, x: Tensor, force: Tensor) -> Tensor:
     """−Σ_i (γ/σ_i) (‖f_i‖² − (1ᵀf_i)²/D − (c_iᵀf_i)²/(D σ_i²))."""
     return -_rate_of(norm_, x, force)
 
 
-def _rate_of(norm_: EnergyLayerNorm, x: Tensor, force: Tensor, mean: float = 1.0, along: float = 1.0) -> Tensor:
+def _rate_of(norm_: Any, x: Tensor, force: Tensor, mean: float = 1.0, along: float = 1.0) -> Tensor:
     D, sigma = x.shape[-1], norm_.deviation(x)
     centred = x - x.mean(-1, keepdim=True)
     whole = force.square().sum(-1) - mean * force.sum(-1).square() / D
@@ -294,7 +296,7 @@ def _descent(subject: Any, case: Case) -> Measurement:
     )
 
 
-def _certified(case: Case, layer: EnergyTransformer, x: Tensor) -> tuple[Tensor, Tensor]:
+def _certified(case: Case, layer: Any, x: Tensor) -> tuple[Tensor, Tensor]:
     return layer(x), layer.step_size_at(x)
 
 

@@ -17,7 +17,7 @@ from ..mutants import gradient, named, of_gradient
 from ..strategies import STRUCTURED, Case, cases
 from .coding_rate import lipschitz
 
-__all__ = ["CLAIMS", "attention_bend", "attention_condition", "memories_of", "two_matrices"]
+__all__ = ["CLAIMS", "attention_bend", "attention_condition", "attention_terms", "memories_of", "two_matrices"]
 
 ENERGY = "Hoover et al., Energy Transformer, arXiv 2302.07253"
 SINGLE = tuple(dataclasses.replace(case, batch=0) for case in STRUCTURED)
@@ -57,17 +57,30 @@ def _memory_bend(case: Case, objective: Any, x: Tensor) -> float:
 
 
 def attention_condition(case: Case, objective: Any, x: Tensor) -> float:
-    """Scores carry their size; averages of keys and sums of queries cancel down to the gradient."""
-    q, k = project(x, objective.W_Q), project(x, objective.W_K)
+    """Rounding of the gradient over the gradient: what cancels in it, see :func:`attention_terms`, over what is left."""
     size = norm(objective.gradient(x))
-    terms = norm(objective.W_Q) * norm(k) + norm(objective.W_K) * norm(q)
-    cancelled = 1.0 + terms * x.shape[-2] ** 0.5 / size if size else 1.0
-    return score_condition(q, k, float(objective.scale)) * cancelled
+    return 1.0 + attention_terms(objective, x) / size if size else 1.0
+
+
+def attention_terms(objective: AttentionEnergy, x: Tensor) -> float:
+    """The gradient with lengths in place of vectors: ``‖W_Q‖ ‖P |k|‖ + ‖W_K‖ ‖Pᵀ |q|‖``, times the size of the scores.
+
+    Sums of keys and of queries carry eps times the sum of their lengths, and an error of a score is one of its share.
+    """
+    objective = dataclasses.replace(objective, W_Q=objective.W_Q.detach(), W_K=objective.W_K.detach())
+    q, k = project(x, objective.W_Q), project(x, objective.W_K)
+    scores = objective.scale * (q @ k.mT)
+    if objective.exclude_self:
+        scores = scores.masked_fill(torch.eye(x.shape[-2], dtype=torch.bool), -torch.inf)
+    P = torch.softmax(scores, -1).nan_to_num()
+    given, received = P @ k.norm(dim=-1, keepdim=True), P.mT @ q.norm(dim=-1, keepdim=True)
+    a, b = (norm(torch.linalg.matrix_norm(W.transpose(0, 1).flatten(-2), 2)) for W in (objective.W_Q, objective.W_K))
+    return score_condition(q, k, float(objective.scale)) * (a * norm(given) + b * norm(received))
 
 
 def attention_bend(case: Case, objective: Any, x: Tensor) -> float:
     """lse_s bends over 1/(s · the size of what multiplies the change)."""
-    q, k = project(x, objective.W_Q), project(x, objective.W_K)
+    q, k = project(x, objective.W_Q).detach(), project(x, objective.W_K).detach()
     largest = float(torch.maximum(q.norm(dim=-1).max(), k.norm(dim=-1).max())) * norm(objective.W_Q)
     return 0.3 / (float(objective.scale) * largest + 1e-3 / max(norm(x), 1e-3))
 
@@ -92,6 +105,11 @@ def _softmax_parts(axis: int = -1, received: float = 1.0, given: float = 1.0) ->
         return given * (P @ k), received * (P.mT @ q)
 
     return change
+
+
+def _naive_attention(case: Case, b: int) -> Any:
+    W_Q, W_K = (bases(W) for W in two_matrices(case))
+    return lambda Z: paper.attention_energy(Z, W_Q, W_K, case.softmax_scale, case.seed % 2 == 0)
 
 
 def _exchanged(case: Case, f: AttentionEnergy, x: Tensor) -> Tensor:
@@ -290,11 +308,7 @@ CLAIMS = (
         subject=gradient,
         measure=gradient_measure(
             _make_attention,
-            lambda case, b: (
-                lambda Z: paper.attention_energy(
-                    Z, *(bases(W) for W in two_matrices(case)), case.softmax_scale, case.seed % 2 == 0
-                )
-            ),
+            _naive_attention,
             attention_condition,
             attention_bend,
         ),

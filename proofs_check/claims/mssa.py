@@ -29,11 +29,11 @@ from ..measures import (
 )
 from ..mutants import forward, named, of_step
 from ..oracles import mp_array, mp_derivative
-from ..strategies import STRUCTURED, WITNESS, Case, cases
+from ..strategies import STRUCTURED, WITNESS, WITNESS_9, WITNESS_10, Case, cases
 from .coding_rate import _count, combine
 from .softmax_energy import _cancellation, _mssa, _tied
 
-__all__ = ["CLAIMS", "certified_measure", "exact_kappa"]
+__all__ = ["CLAIMS", "certified_measure", "exact_kappa", "minus_descends_measure"]
 
 CRATE = "Yu et al., CRATE, arXiv 2306.01129"
 SINGLE = tuple(dataclasses.replace(case, batch=0) for case in STRUCTURED)
@@ -301,7 +301,7 @@ def _bound_of_alignment(N: int, mean: Tensor, largest: float, product: float) ->
     return N * norm(mean) ** 2 - largest / (1 + largest) * product
 
 
-def _minus_descends(subject: Any, case: Case) -> Measurement:
+def minus_descends_measure(subject: Any, case: Case) -> Measurement:
     """⟨∇R_c, direction⟩ in float64 and, on small cases, as a derivative in fifty digits."""
     exact = reference(dataclasses.replace(case, batch=0))
     x, U, s = exact.x(), exact.U(), exact.softmax_scale
@@ -573,18 +573,19 @@ CLAIMS = (
         kind="refuted",
         domain=cases(batches=(0,)),
         subject=lambda case, x, gradient, s: _mssa(case, x, case.U(), s),
-        measure=_minus_descends,
+        measure=minus_descends_measure,
         mutants=named(
             gradient_itself=lambda case, x, gradient, s: gradient,
             shrinking_alone=lambda case, x, gradient, s: x,
-            flat_softmax=lambda case, x, gradient, s: _mssa(case, x, case.U(), 1e-4 * s),
+            flat_softmax=lambda case, x, gradient, s: _mssa(case, x, case.U(), 1e-9 * s),
         ),
-        structured=(WITNESS, GAUSSIAN),
+        structured=(WITNESS_9, WITNESS_10, WITNESS, GAUSSIAN),
         code=("unrolling.layers.mssa:MSSA",),
-        correction="Twenty tokens (1, 1), one (30, 3) and one (40, −2), one head, U = I, s = 1, β = 1000: the cosine is"
-        " −0.0019. With a sharp softmax all tokens attend to one far token, whose value of the least-squares fit of the"
-        " constant 1 can be negative. True is: −MSSA descends ½‖ZU‖² (mssa.sign.inner_product), and the rate for large ε"
-        " (mssa.sign.large_epsilon).",
+        correction="Nine tokens break it: four (1, 4, 0), one (45, −5, 0), two (−1, 0, 3), (−600, 0, 3) and (−640, 0, −3);"
+        " one head, U = I, s = 1, β = 1: cosine −2.4e-4. In two dimensions ten do: six (1, 3), three (1000, 2), (1040, −6)."
+        " With a sharp softmax tokens attend to one far token, whose value of the least-squares fit of the constant 1 can"
+        " be negative (mssa.sign.one_hub; whether eight can: mssa.sign.fewest_tokens). True is: −MSSA descends ½‖ZU‖²"
+        " (mssa.sign.inner_product), and the rate for large ε (mssa.sign.large_epsilon).",
     ),
     Claim(
         id="mssa.sign.inner_product",

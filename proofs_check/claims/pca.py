@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -13,19 +12,33 @@ from torch import Tensor
 
 from objectives import (
     PCARate,
-    PCAReconstruction,
     PCAVariance,
     SeparableRate,
     principal_directions,
     subspace_alignment,
 )
-from unrolling import RiemannianStep, certified_stiefel_step, retract, tangent
+from unrolling import RiemannianStep, retract, tangent
 
 from .. import paper
 from ..claim import Claim, Comparison, Measurement
-from ..measures import columns, gradient_measure, identity, inequality, norm, rate_condition, reference, slices
+from ..frames import (
+    bend_of_pca,
+    beta_of_frame,
+    cancellation,
+    directions_of,
+    equalised,
+    gradient_condition,
+    orthonormal_frame,
+    pca_naive,
+    pca_objectives,
+    posed_gradient,
+    spectrum,
+    variable,
+)
+from ..measures import columns, identity, norm, rate_condition, reference, slices
 from ..mutants import gradient, named, of_gradient
-from ..strategies import STRUCTURED, Case, cases
+from ..stiefel import certified, convergence, decrease, longer, power, retraction_order, stiefel_step, take, unit_step
+from ..strategies import KINDS_OF_TOKENS, STRUCTURED, Case, cases
 from ..tolerance import MEANINGFUL, SAFETY, tolerance
 from .coding_rate import combine, lipschitz, smoothness_measure
 
@@ -33,104 +46,29 @@ __all__ = ["CLAIMS"]
 
 DEPICT = "Wen et al., DEPICT, arXiv 2411.03033"
 SINGLE = tuple(dataclasses.replace(case, batch=0) for case in STRUCTURED)
+MOVING = tuple(kind for kind in KINDS_OF_TOKENS if kind != "zero")
+"""Kinds of tokens that have principal directions; zero tokens, where nothing moves, are among the structured cases."""
+
 PARITIES = tuple(dataclasses.replace(case, seed=s) for case in STRUCTURED for s in (0, 1))
 """Even seeds draw any directions, odd seeds orthonormal ones."""
 
 HALF_TURN = Case(tokens=4, heads=1, head_dim=4, m=2, kind="orthonormal", epsilon=0.5**0.5)
 """Tokens with S = diag(5, 3, 1, 0.1) in some basis, C = 2, β = 1."""
 
+
 Array = NDArray[np.float64]
 
 
-def _directions(case: Case) -> int:
-    return min(case.m, case.dim)
-
-
-def _fewer(case: Case) -> int:
-    """Fewer directions than features, so that there is somewhere to move."""
-    return max(1, min(case.m, case.dim - 1))
-
-
-def _frame(case: Case, purpose: str = "directions", count: int | None = None) -> Array:
-    drawn = case.rng(purpose).standard_normal((case.dim, _directions(case) if count is None else count))
-    return np.ascontiguousarray(np.linalg.qr(drawn)[0].T)
-
-
-def _variable(case: Case) -> Case:
-    """The case whose tokens are the directions: what the objectives here are functions of."""
-    sets = []
-    for b in range(max(1, case.batch)):
-        plain = case.rng(f"directions {b}").standard_normal((_directions(case), case.dim))
-        sets.append(_frame(case, f"directions {b}") if case.seed % 2 else plain)
-    return dataclasses.replace(case, tokens=_directions(case), given=np.stack(sets) if case.batch else sets[0])
-
-
-def _beta(case: Case, directions: int, tokens: int) -> float:
-    return directions / (tokens * case.epsilon**2)
-
-
-def _objectives(case: Case, Z: Tensor) -> dict[str, Any]:
-    return {
-        "reconstruction": PCAReconstruction(Z),
-        "variance": PCAVariance(Z),
-        "rate": PCARate(Z, case.epsilon),
-        "separable rate": SeparableRate(Z, case.epsilon),
-    }
-
-
-def _naive(name: str, case: Case, Z: Array) -> Callable[[Any], Any]:
-    """The objective as the classes hold it, to be minimised, from the paper's definitions."""
-    if name == "reconstruction":
-        return lambda P: paper.pca_reconstruction(P, Z)
-    if name == "variance":
-        return lambda P: -paper.pca_variance(P, Z)
-    if name == "rate":
-        return lambda P: -paper.pca_rate(P, Z, case.epsilon)
-    return lambda P: -paper.pca_separable_rate(P, Z, case.epsilon)
-
-
-def _ratio(large: float, small: float) -> float:
-    return 1.0 + (large / small if small else 0.0)
-
-
-def _gradient_condition(case: Case, f: Any, x: Tensor) -> float:
-    """Products of directions and tokens cancel: errors are eps times the product of their norms."""
-    worst = 1.0
-    for g, z, tokens in slices(f.gradient(x), x, f.tokens):
-        products, size = tokens @ z.mT, norm(z) * norm(tokens)
-        if isinstance(f, (PCAReconstruction, PCAVariance)):
-            grown = 1.0 + norm(z) ** 2 if isinstance(f, PCAReconstruction) else 1.0
-            one = _ratio(2 * size * norm(tokens) * grown, norm(g))
-        else:
-            beta = float(f.beta(x))
-            inner = beta * products / (1 + beta * products.square().sum(0))
-            if isinstance(f, PCARate):
-                inner = beta * products @ torch.linalg.inv(torch.eye(len(z)) + beta * products.mT @ products)
-            one = rate_condition(products, beta) * _ratio(norm(inner) * norm(tokens), norm(g))
-            one *= _ratio(size, norm(products))
-        worst = max(worst, one)
-    return worst
-
-
-def _bend(case: Case, f: Any, x: Tensor) -> float:
-    if isinstance(f, PCAReconstruction):
-        return 0.1
-    return 0.3 * norm(x) if isinstance(f, PCAVariance) else 0.3 / float(f.lipschitz(x).max()) ** 0.5
-
-
 def _gradient_claim(name: str, equation: str, statement: str, **own: Any) -> Claim:
-    def measure(subject: Any, case: Case) -> Measurement:
-        outer = reference(case)
-        token_sets = [columns(z) for (z,) in slices(outer.x())]
-        return gradient_measure(
-            lambda inner: _objectives(inner, outer.x().to(inner.torch_dtype))[name],
-            lambda inner, b: _naive(name, inner, token_sets[b]),
-            _gradient_condition,
-            _bend,
-        )(subject, _variable(case))
+    measure = posed_gradient(
+        lambda case, Z: pca_objectives(case, Z)[name],
+        lambda case, Z: pca_naive(name, case, Z),
+        gradient_condition,
+        bend_of_pca,
+    )
 
     def make() -> Any:
-        return type(_objectives(Case(), Case().x())[name]).__name__
+        return type(pca_objectives(Case(), Case().x())[name]).__name__
 
     return Claim(
         id=f"pca.{name.split()[0]}.gradient",
@@ -163,12 +101,12 @@ _N_forgotten = _with(epsilon=lambda case, f, x: f.epsilon * (f.tokens.shape[-2] 
 
 
 def _values(subject: Any, case: Case) -> Measurement:
-    inner, outer, parts = _variable(case), reference(case), []
+    inner, outer, parts = variable(case), reference(case), []
     x, exact = inner.x(), reference(inner).x()
-    for name, f in _objectives(case, case.x()).items():
+    for name, f in pca_objectives(case, case.x()).items():
         got = subject(case, f, x).double().reshape(-1)
         for b, (z, tokens) in enumerate(slices(exact, outer.x())):
-            want = float(_naive(name, outer, columns(tokens))(columns(z)))
+            want = float(pca_naive(name, outer, columns(tokens))(columns(z)))
             products, size = tokens @ z.mT, norm(z) * norm(tokens)
             if size == 0:
                 parts.append(Measurement((Comparison(f"{name} at rest", abs(float(got[b])), 0.0),), evidence=False))
@@ -176,8 +114,8 @@ def _values(subject: Any, case: Case) -> Measurement:
             if name in ("reconstruction", "variance"):
                 scale, condition = (norm(tokens) * (1 + norm(z) ** 2)) ** 2, 1.0
             else:
-                beta = _beta(outer, len(z), len(tokens))
-                condition = rate_condition(products, beta) * _ratio(size, norm(products))
+                beta = beta_of_frame(outer, len(z), len(tokens))
+                condition = rate_condition(products, beta) * cancellation(size, norm(products))
                 scale = abs(want) + len(z)
             allowed = tolerance(case.dtype, condition) * scale / abs(want) if want else np.inf
             error = abs(float(got[b]) - want) / abs(want) if want else 0.0
@@ -196,13 +134,13 @@ def _wrong_value(**changes: Any) -> Any:
 
 def _smoothness(subject: Any, case: Case) -> Measurement:
     inner, outer = (
-        _variable(dataclasses.replace(reference(case), batch=0)),
+        variable(dataclasses.replace(reference(case), batch=0)),
         reference(dataclasses.replace(case, batch=0)),
     )
-    Z, count = outer.x(), _directions(outer)
+    Z, count = outer.x(), directions_of(outer)
     top = principal_directions(Z, 1).expand(count, -1)
     parts = []
-    for name, f in _objectives(outer, Z).items():
+    for name, f in pca_objectives(outer, Z).items():
         if norm(Z) ** 2 < 1e-200:
             parts.append(Measurement((Comparison("of zero tokens", norm(subject(outer, f, top)), 1e-200),), False))
         elif name == "reconstruction":
@@ -230,14 +168,6 @@ def _local_smoothness(subject: Any, case: Case, f: Any, top: Tensor) -> Measurem
     return Measurement(tuple(parts))
 
 
-def _spectrum(Z: Tensor) -> tuple[Array, Array]:
-    """Eigenvalues of ZᵀZ, the largest first, and eigenvectors in columns: from the SVD of the tokens."""
-    _, sigma, right = np.linalg.svd(Z.double().numpy(), full_matrices=True)
-    values = np.zeros(right.shape[0])
-    values[: len(sigma)] = sigma**2
-    return values, right.T
-
-
 def _optimal_values(values: Array, C: int, beta: float) -> dict[str, float]:
     return {
         "reconstruction": float(values[C:].sum()),
@@ -248,21 +178,21 @@ def _optimal_values(values: Array, C: int, beta: float) -> dict[str, float]:
 
 def _optimum(subject: Any, case: Case) -> Measurement:
     exact = reference(case)
-    Z, C = exact.x(), _directions(exact)
-    values = _spectrum(Z)[0]
+    Z, C = exact.x(), directions_of(exact)
+    values = spectrum(Z)[0]
     if values[0] == 0:
         return Measurement(evidence=False)
-    beta, parts = _beta(exact, C, len(Z)), []
+    beta, parts = beta_of_frame(exact, C, len(Z)), []
     frame, claimed = subject(exact, Z, values, C, beta)
     orthonormal = norm(frame @ frame.mT - torch.eye(C))
     parts.append(Comparison("orthonormal", orthonormal, tolerance("float64", C)))
     rounding = SAFETY * np.finfo(float).eps * (1 + beta * values[0])
     for name, want in claimed.items():
-        value = _naive(name, exact, columns(Z))
+        value = pca_naive(name, exact, columns(Z))
         scale = values.sum() if name != "rate" else C + abs(want)
         parts.append(Comparison(f"{name}: attained", abs(float(value(columns(frame))) - want) / scale, rounding))
         for i in range(3):
-            x = _frame(exact, f"frame {i}").T
+            x = orthonormal_frame(exact, f"frame {i}").T
             near = retract(frame + 0.1 * torch.from_numpy(x.T)).numpy().T
             # Without the constraint too: a product with rank C is no better an approximation than the best one.
             others = [x, near, *((0.7 * x, near * 1.2) if name == "reconstruction" else ())]
@@ -277,14 +207,14 @@ def _principal(case: Case, Z: Tensor, values: Array, C: int, beta: float) -> tup
 
 def _span(subject: Any, case: Case) -> Measurement:
     exact, parts = reference(case), []
-    Z, C = exact.x(), _directions(exact)
-    x = torch.from_numpy(_frame(exact))
+    Z, C = exact.x(), directions_of(exact)
+    x = torch.from_numpy(orthonormal_frame(exact))
     turn = torch.from_numpy(np.linalg.qr(exact.rng("turn").standard_normal((C, C)))[0])
-    for name, f in _objectives(exact, Z).items():
+    for name, f in pca_objectives(exact, Z).items():
         if name == "separable rate" or norm(Z) == 0:
             continue
         before, after = (float(subject(exact, name, f, y)) for y in (x, turn @ x))
-        condition = rate_condition(Z, _beta(exact, C, len(Z))) if name == "rate" else 1.0
+        condition = rate_condition(Z, beta_of_frame(exact, C, len(Z))) if name == "rate" else 1.0
         scale = norm(Z) ** 2 if name != "rate" else C + abs(before)
         error, allowed = abs(after - before) / scale, tolerance("float64", condition)
         parts.append(Measurement((Comparison(name, error, allowed),), allowed <= MEANINGFUL and C > 1))
@@ -298,20 +228,20 @@ def _projected(x: Tensor, S: Tensor) -> Tensor:
 
 def _stationary(subject: Any, case: Case) -> Measurement:
     exact, parts = reference(case), []
-    Z, C = exact.x(), _directions(exact)
-    values, vectors = _spectrum(Z)
+    Z, C = exact.x(), directions_of(exact)
+    values, vectors = spectrum(Z)
     if values[0] == 0:
         return Measurement(evidence=False)
-    S, beta = Z.mT @ Z, _beta(exact, C, len(Z))
+    S, beta = Z.mT @ Z, beta_of_frame(exact, C, len(Z))
     turn = np.linalg.qr(exact.rng("turn").standard_normal((C, C)))[0]
     chosen = vectors[:, exact.rng("subset").permutation(exact.dim)[:C]]
-    frames = {"invariant subspace": turn @ chosen.T, "any frame": _frame(exact)}
+    frames = {"invariant subspace": turn @ chosen.T, "any frame": orthonormal_frame(exact)}
     for where, frame in frames.items():
         x = torch.from_numpy(np.ascontiguousarray(frame))
         A = x @ S @ x.mT
         inverse = torch.linalg.inv(torch.eye(C) + beta * A)
         for name, factor in (("reconstruction", 2.0), ("variance", 2.0), ("rate", beta * inverse)):
-            got = subject(exact, name, _objectives(exact, Z)[name], x)
+            got = subject(exact, name, pca_objectives(exact, Z)[name], x)
             want = -(factor @ _projected(x, S) if isinstance(factor, Tensor) else factor * _projected(x, S))
             size = 2 * values[0] if name != "rate" else beta * values[0]
             condition = C * (1 + beta * values[0]) if name == "rate" else C
@@ -330,198 +260,23 @@ def _riemannian(case: Case, name: str, f: Any, x: Tensor) -> Tensor:
 
 
 def _attention(subject: Any, case: Case) -> Measurement:
-    inner, outer = _variable(case), reference(case)
+    inner, outer = variable(case), reference(case)
     got = subject(case, case.x(), inner.x())
     flat, parts = got.double().reshape(-1, *got.shape[-2:]), []
     for g, (tokens, x) in zip(flat, slices(outer.x(), reference(inner).x()), strict=True):
         want = paper.pca_attention(columns(x), columns(tokens)).T
-        condition = _ratio(norm(x) * norm(tokens) ** 2, norm(want))
+        condition = cancellation(norm(x) * norm(tokens) ** 2, norm(want))
         parts.append(identity("S P = Z (ZᵀP)", g, want, case.dtype, condition))
     return combine(*parts)
 
 
-def _power(subject: Any, case: Case) -> Measurement:
-    exact = reference(case)
-    Z, x = exact.x(), torch.from_numpy(_frame(exact, count=_fewer(exact)))
-    beta = _beta(exact, len(x), len(Z))
-    largest = float(torch.linalg.matrix_norm(Z, 2)) ** 2
-    iterated = columns(x) + beta * paper.pca_attention(columns(x), columns(Z))
-    want, start = paper.gram_schmidt(iterated), columns(x)
-    moved = norm(want @ want.T - start @ start.T)
-    if moved < 1e-8:
-        return Measurement(evidence=False)
-    parts = []
-    for retraction in ("qr", "polar"):
-        got = columns(subject(exact, PCARate(Z, exact.epsilon), x, retraction))
-        condition = (1 + beta * largest) * (1 + norm(want) / moved)
-        parts.append(identity(retraction, got @ got.T, want @ want.T, "float64", condition, moved))
-    return combine(*parts)
-
-
-def _convergence(subject: Any, case: Case) -> Measurement:
-    """Tangents of the largest principal angle to the top eigenspace, before and after a step of size 1."""
-    exact = reference(case)
-    C = min(exact.m, exact.dim - 1)
-    Z = exact.x()
-    values, V = _spectrum(Z)
-    beta = _beta(exact, C, len(Z)) if C else 0.0
-    if C == 0 or beta * values[0] > 1e4 or values[0] == 0:
-        return Measurement(evidence=False)
-    claimed = subject(exact, values, C, beta)
-    slanted = np.eye(C, exact.dim)
-    slanted[-1, C - 1], slanted[-1, C] = np.cos(0.7), np.sin(0.7)
-    parts = []
-    for name, frame in (("bound", _frame(exact, count=C)), ("attained", slanted @ V.T)):
-        x = torch.from_numpy(np.ascontiguousarray(frame))
-        y = RiemannianStep()(PCARate(Z, exact.epsilon), x, 1.0)
-        before, after = (_tangent_of_angle(point.numpy(), V, C) for point in (x, y))
-        if not before < 1e6:
-            continue
-        error = after / before / claimed - 1 if claimed > 0 else np.inf
-        error = max(0.0, error) if name == "bound" else abs(error)
-        allowed = tolerance("float64", (1 + beta * values[0]) * (1 + before) * (1 + 1 / max(after, 1e-300)) * 10)
-        parts.append(Measurement((Comparison(name, error, allowed),), allowed <= MEANINGFUL))
-    return combine(*parts)
-
-
-def _tangent_of_angle(x: Array, V: Array, C: int) -> float:
-    inside, outside = x @ V[:, :C], x @ V[:, C:]
-    return float(np.linalg.norm(np.linalg.solve(inside, outside), 2))
-
-
-def _step(subject: Any, case: Case) -> Measurement:
-    exact, x64 = (
-        reference(case),
-        torch.from_numpy(_frame(case, count=_fewer(case)).astype(case.dtype).astype(np.float64)),
-    )
-    Z, parts = exact.x(), []
-    for name, f in _objectives(exact, Z).items():
-        if norm(Z) == 0:
-            return Measurement(evidence=False)
-        kappa = 4 * max(exact.step, 0.5) * float(certified_stiefel_step(f, retract(x64)).step_size)
-        for retraction in ("qr", "polar"):
-            narrow = _objectives(case, case.x())[name]
-            got = columns(subject(case, RiemannianStep(retraction), narrow, x64.to(case.torch_dtype), kappa))
-            start, G = columns(x64), columns(f.gradient(x64))
-            want = paper.stiefel_step(start, G, kappa, retraction)
-            moved = norm(want - start)
-            if moved == 0:
-                parts.append(Measurement((Comparison("at rest", norm(got - start), 1e-6),), evidence=False))
-                continue
-            allowed = tolerance(case.dtype, _gradient_condition(exact, f, x64) + norm(G) * kappa, norm(start) / moved)
-            off = norm(got.T @ got - np.eye(len(x64)))
-            done = [
-                Comparison(f"{name}, {retraction}", norm(got - want) / moved, allowed),
-                Comparison("rows stay orthonormal", off, tolerance(case.dtype, len(x64) * (1 + norm(G) * kappa))),
-            ]
-            parts.append(Measurement(tuple(done), allowed <= MEANINGFUL))
-    return combine(*parts)
-
-
-def _take(case: Case, rule: RiemannianStep, f: Any, x: Tensor, kappa: float) -> Tensor:
-    return rule(f, x, kappa)
-
-
-def _retraction(subject: Any, case: Case) -> Measurement:
-    exact = reference(case)
-    x = torch.from_numpy(_frame(exact, count=_fewer(exact)))
-    eta = tangent(x, torch.from_numpy(exact.rng("velocity").standard_normal(tuple(x.shape))))
-    if norm(eta) < 1e-8:
-        return Measurement(evidence=False)
-    eta, parts, curve, slopes = eta / norm(eta), [], [], {}
-    for retraction in ("qr", "polar"):
-        sizes, errors = [0.1 / 2**i for i in range(6)], []
-        for t in sizes:
-            y = subject(exact, x + t * eta, retraction)
-            errors.append(norm(y - (x + t * eta)))
-            orthonormal = norm(y @ y.mT - torch.eye(len(x)))
-            parts.append(Comparison(f"{retraction}: orthonormal", orthonormal, tolerance("float64", len(x))))
-            if retraction == "polar":
-                parts.append(Comparison("polar: half a square", max(0.0, errors[-1] / (t**2 / 2) - 1), 1e-6))
-        if not np.isfinite(errors).all() or min(errors) == 0:
-            return Measurement((Comparison("finite, not the identity", np.nan, 0.0),))
-        slopes[retraction] = float(np.polyfit(np.log(sizes[2:]), np.log(errors[2:]), 1)[0])
-        parts.append(Comparison(f"{retraction}: order 2", abs(slopes[retraction] - 2), 0.1))
-        curve = list(zip(sizes, errors, strict=True))
-    return Measurement(tuple(parts), values={f"order, {k}": v for k, v in slopes.items()}, curve=tuple(curve))
-
-
-def _decrease(subject: Any, case: Case) -> Measurement:
-    exact, parts = reference(case), []
-    Z, x = exact.x(), torch.from_numpy(_frame(exact, count=_fewer(exact)))
-    if norm(Z) == 0:
-        return Measurement(evidence=False)
-    for name, f in _objectives(exact, Z).items():
-        value, squared = _naive(name, exact, columns(Z)), norm(tangent(x, f.gradient(x))) ** 2
-        for retraction in ("polar",) if name == "separable rate" else ("polar", "qr"):
-            after, kappa, smooth = subject(exact, f, x, exact.step, retraction)
-            start, end = (float(value(columns(y))) for y in (x, after))
-            if squared == 0:
-                parts.append(Measurement((Comparison("at rest", norm(after - x), 1e-6),), evidence=False))
-                continue
-            promised, first = kappa * (1 - kappa * smooth / 2) * squared, kappa * squared
-            size = norm(Z) ** 2 if name in ("reconstruction", "variance") else len(x) + abs(start)
-            noise = (size + norm(f.gradient(x))) / abs(first)
-            condition = rate_condition(Z, _beta(exact, len(x), len(Z))) if "rate" in name.split() else 1.0
-            parts.append(
-                inequality(f"{name}, {retraction}", promised, start - end, abs(first), "float64", noise * condition)
-            )
-    return combine(*parts)
-
-
-def _certified(case: Case, f: Any, x: Tensor, step: float, retraction: str) -> tuple[Tensor, float, float]:
-    certificate = certified_stiefel_step(f, x)
-    kappa = step * float(certificate.step_size)
-    return RiemannianStep(retraction)(f, x, kappa), kappa, float(certificate.lipschitz)
-
-
-def _longer(factor: float) -> Any:
-    """The promise of the certificate for a step ``factor`` times as long."""
-
-    def subject(case: Case, f: Any, x: Tensor, step: float, retraction: str) -> tuple[Tensor, float, float]:
-        after, kappa, smooth = _certified(case, f, x, factor * step, retraction)
-        return after, abs(kappa / factor), smooth
-
-    return subject
-
-
-def _unit_step(subject: Any, case: Case) -> Measurement:
-    exact = reference(case)
-    Z, x = exact.x(), torch.from_numpy(_frame(exact))
-    if norm(Z) == 0:
-        return Measurement(evidence=False)
-    f, value = PCARate(Z, exact.epsilon), _naive("rate", exact, columns(Z))
-    after = subject(exact, f, x)
-    start, end = (float(value(columns(y))) for y in (x, after))
-    beta = _beta(exact, len(x), len(Z))
-    return inequality(
-        "the rate of PCA", -start, -end, len(x) + abs(start), "float64", rate_condition(Z, beta), gain=start - end
-    )
-
-
-def _equalised(A: Array) -> Array:
-    """An orthogonal matrix T with all diagonal entries of T A Tᵀ equal: a rotation settles one entry at a time."""
-    T, A, mean = np.eye(len(A)), A.copy(), np.trace(A) / len(A)
-    for _ in range(len(A) - 1):
-        low, high = int(np.argmin(np.diag(A))), int(np.argmax(np.diag(A)))
-        a, b, c = A[low, low] - mean, A[high, high] - mean, A[low, high]
-        if low == high or b <= 0 or a >= 0:
-            break
-        t = (c + np.sqrt(c * c - a * b)) / b  # a root of a + 2 c t' + b t'² with t' = −t: entry "low" becomes the mean
-        cos, sin = 1 / np.hypot(1, t), -t / np.hypot(1, t)
-        G = np.eye(len(A))
-        G[[low, low, high, high], [low, high, low, high]] = cos, sin, -sin, cos
-        T, A = G @ T, G @ A @ G.T
-    return T
-
-
 def _separable_maximum(subject: Any, case: Case) -> Measurement:
     exact = reference(case)
-    Z, C = exact.x(), _directions(exact)
-    values, V = _spectrum(Z)
+    Z, C = exact.x(), directions_of(exact)
+    values, V = spectrum(Z)
     if values[0] == 0:
         return Measurement(evidence=False)
-    beta = _beta(exact, C, len(Z))
+    beta = beta_of_frame(exact, C, len(Z))
     claimed = subject(exact, values, C, beta)
     scale, rounding = C + claimed, SAFETY * np.finfo(float).eps * (1 + beta * values[0])
 
@@ -529,7 +284,7 @@ def _separable_maximum(subject: Any, case: Case) -> Measurement:
         return float(paper.pca_separable_rate(P, columns(Z), exact.epsilon))
 
     principal = V[:, :C]
-    equal = principal @ _equalised(np.diag(values[:C])).T
+    equal = principal @ equalised(np.diag(values[:C])).T
     turn = np.linalg.qr(exact.rng("turn").standard_normal((C, C)))[0]
     parts = [
         Comparison("attained by equalising", abs(rate(equal) - claimed) / scale, rounding),
@@ -537,7 +292,7 @@ def _separable_maximum(subject: Any, case: Case) -> Measurement:
             "smallest at principal directions", max(0.0, rate(principal) - rate(principal @ turn)) / scale, rounding
         ),
     ]
-    for other in (principal, principal @ turn, _frame(exact).T, _frame(exact, "another").T):
+    for other in (principal, principal @ turn, orthonormal_frame(exact).T, orthonormal_frame(exact, "another").T):
         parts.append(Comparison("bound", max(0.0, rate(other) - claimed) / scale, rounding))
     return Measurement(tuple(parts), rounding <= MEANINGFUL)
 
@@ -548,12 +303,12 @@ def _separable_principal(subject: Any, case: Case) -> Measurement:
     Z, C = exact.x(), min(max(2, exact.m), exact.dim)
     if exact.kind == "orthonormal" and exact.tokens == exact.dim == 4:
         Z = torch.tensor([5.0, 3.0, 1.0, 0.1], dtype=Z.dtype).sqrt()[:, None] * Z
-    values, V = _spectrum(Z)
+    values, V = spectrum(Z)
     if values[0] == 0 or C < 2:
         return Measurement(evidence=False)
-    beta = _beta(exact, C, len(Z))
+    beta = beta_of_frame(exact, C, len(Z))
     principal = V[:, :C]
-    turned = principal @ _equalised(np.diag(values[:C])).T
+    turned = principal @ equalised(np.diag(values[:C])).T
     pair = [subject(exact, P, Z) for P in (principal, turned)]
     joint = [float(paper.pca_rate(P, columns(Z), exact.epsilon)) for P in (principal, turned)]
     rounding = tolerance("float64", (1 + beta * values[0])) * (C + joint[0])
@@ -574,8 +329,8 @@ def _separable(case: Case, P: Array, Z: Tensor) -> float:
 
 def _alignment(subject: Any, case: Case) -> Measurement:
     exact = reference(case)
-    C, D = _directions(exact), 1 + exact.seed % exact.dim
-    P, Q = _frame(exact), _frame(exact, "other", D)
+    C, D = directions_of(exact), 1 + exact.seed % exact.dim
+    P, Q = orthonormal_frame(exact), orthonormal_frame(exact, "other", D)
     mixed = exact.rng("mix").standard_normal((C, C)) + 3 * np.eye(C)
     want = float((np.linalg.svd(P @ Q.T, compute_uv=False)[: min(C, D)] ** 2).mean())
     condition = np.linalg.cond(mixed)
@@ -712,7 +467,7 @@ CLAIMS = (
                 _optimal_values(values, C, beta * case.epsilon),
             ),
             any_directions=lambda case, Z, values, C, beta: (
-                torch.from_numpy(_frame(case)),
+                torch.from_numpy(orthonormal_frame(case)),
                 _optimal_values(values, C, beta),
             ),
             all_NaN=lambda case, Z, values, C, beta: (principal_directions(Z, C), {"rate": np.nan}),
@@ -790,9 +545,9 @@ CLAIMS = (
         equation=r"$\mathrm{span}\;\mathrm{retract}(P - \mathrm{grad} f(P)) = \mathrm{span}\,(I + \beta S) P$",
         source=f"derived: P − grad f = (I + βS) P (I + βPᵀSP)⁻¹; {DEPICT}, section 3",
         kind="identity",
-        domain=cases(batches=(0,)),
+        domain=cases(batches=(0,), kinds=MOVING),
         subject=lambda case, f, x, retraction: RiemannianStep(retraction)(f, x, 1.0),
-        measure=_power,
+        measure=power,
         mutants=named(
             no_op=lambda case, f, x, retraction: x,
             half_step=lambda case, f, x, retraction: RiemannianStep(retraction)(f, x, 0.5),
@@ -815,9 +570,9 @@ CLAIMS = (
         equation=r"$\tan\theta^{+} \leq \frac{1 + \beta\lambda_{C+1}}{1 + \beta\lambda_C}\,\tan\theta$",
         source="subspace iteration, Golub and Van Loan, theorem 8.2.2, with pca.power",
         kind="bound",
-        domain=cases(batches=(0,)),
+        domain=cases(batches=(0,), kinds=MOVING),
         subject=lambda case, values, C, beta: (1 + beta * values[C]) / (1 + beta * values[C - 1]),
-        measure=_convergence,
+        measure=convergence,
         mutants=named(
             identity_dropped=lambda case, values, C, beta: values[C] / max(values[C - 1], 1e-300),
             squared=lambda case, values, C, beta: ((1 + beta * values[C]) / (1 + beta * values[C - 1])) ** 2,
@@ -837,9 +592,9 @@ CLAIMS = (
         equation=r"$P \leftarrow \mathrm{retract}(P - \kappa\,(\nabla f - P\,\mathrm{sym}(P^\top \nabla f)))$",
         source="Absil, Mahony and Sepulchre, 2008, examples 3.6.2 and 4.1.3",
         kind="exact",
-        domain=cases(batches=(0,)),
-        subject=_take,
-        measure=_step,
+        domain=cases(batches=(0,), kinds=MOVING),
+        subject=take,
+        measure=stiefel_step,
         mutants=named(
             no_op=lambda case, rule, f, x, kappa: x,
             opposite_sign=lambda case, rule, f, x, kappa: rule(f, x, -kappa),
@@ -870,7 +625,7 @@ CLAIMS = (
         kind="order",
         domain=cases(batches=(0,), kinds=("gaussian",)),
         subject=lambda case, y, retraction: retract(y, retraction),
-        measure=_retraction,
+        measure=retraction_order,
         mutants=named(
             not_retracted=lambda case, y, retraction: y,
             signs_of_the_factorisation=lambda case, y, retraction: torch.linalg.qr(-y.mT).Q.mT,
@@ -890,16 +645,16 @@ CLAIMS = (
         r"\mathrm{grad} f(P)\Vert^2$",
         source="derived, after Boumal, Absil and Cartis, 2019, lemma 2.7",
         kind="inequality",
-        domain=cases(batches=(0,)),
-        subject=_certified,
-        measure=_decrease,
+        domain=cases(batches=(0,), kinds=MOVING),
+        subject=certified,
+        measure=decrease,
         mutants=named(
-            no_op=lambda case, f, x, step, retraction: (x, *_certified(case, f, x, step, retraction)[1:]),
-            ascent=_longer(-1.0),
-            a_tenth_of_the_step=_longer(0.1),
+            no_op=lambda case, f, x, step, retraction: (x, *certified(case, f, x, step, retraction)[1:]),
+            ascent=longer(-1.0),
+            a_tenth_of_the_step=longer(0.1),
             curvature_forgotten=lambda case, f, x, step, retraction: (
-                *_certified(case, f, x, step, retraction)[:2],
-                -_certified(case, f, x, step, retraction)[2],
+                *certified(case, f, x, step, retraction)[:2],
+                -certified(case, f, x, step, retraction)[2],
             ),
             step_in_units_of_the_gradient=lambda case, f, x, step, retraction: (
                 RiemannianStep(retraction)(f, x, (k := 40 / float(torch.linalg.matrix_norm(f.gradient(x), 2)))),
@@ -918,15 +673,15 @@ CLAIMS = (
         r" \frac{\det(P^\top B^2 P)}{\det(P^\top B P)} \geq \det(P^\top B P), \quad B = I + \beta S$",
         source="derived: Cauchy–Schwarz for the C-th exterior power of B at p₁ ∧ … ∧ p_C",
         kind="inequality",
-        domain=cases(batches=(0,)),
+        domain=cases(batches=(0,), kinds=MOVING),
         subject=lambda case, f, x: RiemannianStep("qr" if case.seed % 2 else "polar")(f, x, 1.0),
-        measure=_unit_step,
+        measure=unit_step,
         mutants=named(
             opposite_sign=lambda case, f, x: RiemannianStep()(f, x, -1.0),
             inverse_iteration=lambda case, f, x: retract(
                 torch.linalg.solve(torch.eye(case.dim) + f.beta(x) * f.tokens.mT @ f.tokens, x.mT).mT
             ),
-            any_frame=lambda case, f, x: torch.from_numpy(_frame(case, "another")),
+            any_frame=lambda case, f, x: torch.from_numpy(orthonormal_frame(case, "another")),
             forty_times_longer=lambda case, f, x: RiemannianStep()(f, x, -40.0),
             all_NaN=lambda case, f, x: x * torch.nan,
         ),

@@ -90,7 +90,7 @@ def _make_variational(case: Case) -> VariationalRate:
 
 
 def _temperature(case: Case) -> Tensor:
-    soft = 0.5 / max(1.0, case.scale) ** 2
+    soft = 0.2 / max(1.0, case.scale) ** 2
     return soft * (1.0 + torch.arange(case.heads, dtype=case.torch_dtype))
 
 
@@ -479,6 +479,7 @@ CLAIMS = (
         ),
         structured=SEEDED,
         code=("objectives.rate_reduction:RateReduction",),
+        largest=300,
     ),
     Claim(
         id="rate_reduction.gradient",

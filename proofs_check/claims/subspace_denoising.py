@@ -19,7 +19,7 @@ from ..strategies import STRUCTURED, Case, cases
 from ..tolerance import MEANINGFUL, tolerance
 from .coding_rate import combine
 
-__all__ = ["CLAIMS", "DELTAS", "labels_of", "mixture", "selected_matrices"]
+__all__ = ["CLAIMS", "labels_of", "mixture", "selected_matrices"]
 
 AOT = "Wang et al., AoT, arXiv 2506.03790"
 SINGLE = tuple(dataclasses.replace(case, batch=0) for case in STRUCTURED)
@@ -66,7 +66,7 @@ def _snr(case: Case, x: Tensor, labels: Tensor, U: Tensor) -> Tensor:
 
 def _moments(subject: Any, case: Case) -> Measurement:
     """Second moments of the coordinates of every cluster in every subspace, within six standard errors."""
-    delta, count = DELTAS[case.seed % 4], 400
+    delta, count = DELTAS[case.seed % 4], 4000
     x, labels = subject(dataclasses.replace(case, extra=0), count, delta)
     case = dataclasses.replace(case, extra=0)
     done = []
@@ -96,7 +96,8 @@ def _with_sizes(sizes: Any) -> Any:
         x, labels = mixture(case, count, delta)
         U, w = case.U(), project(x, case.U())
         own = (labels == torch.arange(case.heads)[:, None])[..., None]
-        return lift(w * torch.where(own, *(torch.tensor(v, dtype=w.dtype) for v in sizes(delta))), U), labels
+        inside, outside = (torch.tensor(size, dtype=w.dtype) for size in sizes(delta))
+        return lift(w * torch.where(own, inside, outside), U), labels
 
     return subject
 

@@ -44,7 +44,7 @@ def _general(case: Case) -> SymmetricAttention:
         W_K=W_K,
         exclude_self=bool(case.seed % 2),
         scale=case.softmax_scale,
-        step_size=0.5 * case.step,
+        step_size=2.0 * case.step,
     )
 
 

@@ -12,6 +12,7 @@ from .numbers import Array, log, softmax_columns
 __all__ = [
     "tost_causal",
     "tost_memberships",
+    "tost_normalised_memberships",
     "tost_prefix_rate",
     "tost_rate",
     "tost_released",
@@ -71,28 +72,31 @@ def tost_prefix_rate(Z: Array, past: Array, Pi: Array, U: Sequence[Array], eps: 
     return total
 
 
+def tost_normalised_memberships(Z: Array, U: Sequence[Array], temperature: Sequence[float], causal: bool) -> Array:
+    """The released memberships: channels of unit length over the tokens (causal: the prefix), then as above, (N, K)."""
+    N = Z.shape[1]
+    scores = np.zeros((len(U), N))
+    for k, Uk in enumerate(U):
+        for row in Uk.T @ Z:
+            for i in range(N):
+                whole = (row[: i + 1] ** 2).sum() if causal else (row**2).sum()
+                scores[k, i] += temperature[k] * row[i] ** 2 / max(whole, 1e-24)
+    return softmax_columns(scores).T
+
+
 def tost_released(
     Z: Array, U: Sequence[Array], temperature: Sequence[float], causal: bool, tiny: float = 1e-8
 ) -> Array:
     """The update of ToST's released layers (not its equation), output matrix Uᵀ, no bias: −Σ_k U_k (W_k π_k) ∘ D_k.
 
-    Memberships from channels of unit length over the tokens (causal: the prefix, without the learned bias);
-    D = 1/(1 + Σ_j π_j w_j²/(Σ_j π_j + tiny)).
+    Memberships from normalised channels, without the causal form's learned bias; D = 1/(1 + Σ_j π_j w_j²/(Σ_j π_j + tiny)).
     """
-    N = Z.shape[1]
-    W = [Uk.T @ Z for Uk in U]
-    scores = np.zeros((len(U), N))
-    for k, Wk in enumerate(W):
-        for i in range(N):
-            seen = i + 1 if causal else N
-            for c in range(len(Wk)):
-                whole = (Wk[c, :seen] ** 2).sum()
-                scores[k, i] += temperature[k] * Wk[c, i] ** 2 / max(whole, 1e-24)
-    Pi = softmax_columns(scores)
+    N, Pi = Z.shape[1], tost_normalised_memberships(Z, U, temperature, causal)
     out = np.zeros_like(Z)
-    for k, Wk in enumerate(W):
+    for k, Uk in enumerate(U):
+        W = Uk.T @ Z
         for i in range(N):
             seen = i + 1 if causal else N
-            D = 1 / (1 + Wk[:, :seen] ** 2 @ Pi[k, :seen] / (Pi[k, :seen].sum() + tiny))
-            out[:, i] -= U[k] @ (Wk[:, i] * Pi[k, i] * D)
+            D = 1 / (1 + W[:, :seen] ** 2 @ Pi[:seen, k] / (Pi[:seen, k].sum() + tiny))
+            out[:, i] -= Uk @ (W[:, i] * Pi[i, k] * D)
     return out

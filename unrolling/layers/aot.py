@@ -36,8 +36,8 @@ class AoT(UnrolledLayer):
         1 + ητ and leaves the noise as it is: the signal-to-noise ratio of every cluster grows by exactly that factor,
         and the layer is the gradient step on ``−½ τ Σ_k Σ_{i ∈ C_k} ‖w_{k,i}‖²``, only the selection frozen. It holds as
         long as the signal outweighs all cross terms, and ends: the keys grow with depth, so that noise selects too.
-        Without ‘nothing frozen’: with its own keys thresholded attention is no gradient, and even with constant keys
-        it is that of no continuous function, for it jumps along its thresholds.
+        The selection has to be frozen: even with constant keys thresholded attention is the gradient of no continuous
+        function of the tokens, for it jumps along its thresholds.
     Shapes
         x ``(..., tokens, dim)``; U ``(heads, dim, head_dim)``; returns like x
     Parameters

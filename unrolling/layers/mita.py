@@ -24,12 +24,13 @@ def mita(
     v: Tensor,
     landmarks: Tensor,
     *,
-    keys_per_expert: int,
+    keys_per_expert: int = 25,
     experts_per_query: int = 1,
     shared: bool = True,
     scale: float | None = None,
     deduplicate: bool = False,
     twice_scaled: bool = False,
+    experts: Tensor | None = None,
     chunk: int | None = None,
 ) -> Tensor:
     """MiTA of given queries, keys, values and landmarks: the readable reference, in linear memory.
@@ -46,13 +47,14 @@ def mita(
         keys_per_expert: at most the number of tokens is taken; 0 leaves the shared expert alone, which is agent attention.
         experts_per_query: at most m. deduplicate: a key in several of a query's experts counts once instead of, as in the
         paper, once for each. twice_scaled: the released code's ``s² q·landmark`` for the shared expert's scores.
+        experts: the keys of every expert ``(..., m, k)``, where the landmarks do not choose them (blocks, say).
         chunk: queries at once; by default what fits.
     Ties
         among equal products the lower index wins.
     """
     check_count("mita", "keys_per_expert", keys_per_expert, 0)
     check_count("mita", "experts_per_query", experts_per_query)
-    if not shared and keys_per_expert == 0:
+    if not shared and keys_per_expert == 0 and experts is None:
         raise ValueError("mita: with shared=False and keys_per_expert=0 a query has nothing to attend to.")
     if q.shape[-1] != k.shape[-1] or landmarks.shape[-1] != k.shape[-1] or v.shape[-2] != k.shape[-2]:
         raise ValueError(
@@ -62,9 +64,12 @@ def mita(
     s = q.shape[-1] ** -0.5 if scale is None else scale
     leading = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], landmarks.shape[:-2])
     q, k, v, landmarks = (t.expand(*leading, *t.shape[-2:]) for t in (q, k, v, landmarks))
-    probes = landmarks @ k.mT
-    chosen = top_indices(probes, keys_per_expert)
-    landmark_values = torch.softmax(s * probes, dim=-1) @ v if shared else None
+    landmark_values = None
+    if shared or experts is None:
+        probes = landmarks @ k.mT
+        landmark_values = torch.softmax(s * probes, dim=-1) @ v if shared else None
+        experts = top_indices(probes, keys_per_expert) if experts is None else experts
+    chosen = experts.expand(*leading, *experts.shape[-2:])
     width = min(experts_per_query, landmarks.shape[-2]) * chosen.shape[-1]
     if chunk is None:
         chunk = max(1, _CHUNK // max(1, math.prod(leading) * width * (k.shape[-1] + v.shape[-1])))
@@ -75,8 +80,7 @@ def mita(
         if landmark_values is not None:
             parts.append(_read(s * nearness * (s if twice_scaled else 1.0), landmark_values))
         if width:
-            experts = top_indices(nearness, experts_per_query)
-            index = _of_experts(chosen, experts)
+            index = _of_experts(chosen, top_indices(nearness, experts_per_query))
             scores = s * (_gather(k, index) @ queries.unsqueeze(-1)).squeeze(-1)
             if deduplicate:
                 scores = scores.masked_fill(repeated(index), -torch.inf)

@@ -91,12 +91,17 @@ class ReduNet(UnrolledLayer):
     def construct(cls, x: Tensor, memberships: Tensor, *, epsilon: float = 0.5, **options: Any) -> ReduNet:
         """The layer whose operators are those of a training set x ``(tokens, dim)`` with its memberships.
 
-        ``memberships`` ``(tokens, classes)`` come from labels by :func:`objectives.one_hot_memberships`; a class without
-        members gets C_k = 0. The other arguments are the layer's.
+        ``memberships`` ``(tokens, classes)`` come from labels by :func:`objectives.one_hot_memberships`; every class needs a
+        member, or no token could be told to be outside it. The other arguments are the layer's.
         """
         if not isinstance(x, Tensor) or x.ndim != 2:
             raise ValueError("ReduNet: the training set must be a tensor (tokens, dim), without batch axes.")
         RateReduction(memberships, epsilon).value(x)  # refuses what does not fit
+        if not bool((filled := memberships.sum(-2) > 0).all()):
+            raise ValueError(
+                f"ReduNet: classes {(~filled).nonzero().flatten().tolist()} of the training set have no members, so that no"
+                " operator can be built for them. Leave them out of the memberships."
+            )
         E, C, gamma = operators(x.detach(), memberships.detach(), epsilon)
         return cls(E, C, gamma, epsilon=epsilon, **options)
 
@@ -165,9 +170,8 @@ def operators(x: Tensor, memberships: Tensor, epsilon: float) -> tuple[Tensor, T
     """
     counts, (tokens, dim) = memberships.sum(-2), x.shape
     rate = dim / epsilon**2
-    per_class = torch.where(counts > 0, rate / counts.clamp(min=torch.finfo(x.dtype).tiny), torch.zeros_like(counts))
     grams = x.mT @ (memberships.mT.unsqueeze(-1) * x)
-    sizes = torch.cat([per_class.new_full((1,), rate / tokens), per_class])[:, None]
+    sizes = rate / torch.cat([counts.new_full((1,), tokens), counts])[:, None]
     values, vectors = torch.linalg.eigh(torch.cat([(x.mT @ x).unsqueeze(0), grams]))
     inverses = vectors * (sizes / (1.0 + sizes * values.clamp(min=0))).unsqueeze(-2) @ vectors.mT
     return inverses[0], inverses[1:], counts / tokens

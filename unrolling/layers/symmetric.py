@@ -119,7 +119,9 @@ class SymmetricAttention(SubspaceLayer):
         else:
             flat = W_K.detach().transpose(0, 1).flatten(-2).clone()
         if self.orthonormal:
-            deviation = float((flat.mT @ flat - torch.eye(flat.shape[-1], dtype=flat.dtype)).abs().max())
+            deviation = float(
+                (flat.mT @ flat - torch.eye(flat.shape[-1], dtype=flat.dtype, device=flat.device)).abs().max()
+            )
             if not deviation <= torch.finfo(flat.dtype).eps ** 0.5:
                 raise ValueError(
                     f"SymmetricAttention: W_K is not orthonormal: max |WᵀW − I| = {deviation:.3g}. Orthonormalise it,"

@@ -1,0 +1,174 @@
+"""Claims on when −MSSA fails to descend the compression term: why it can, and with how few tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..claim import Claim, Comparison, Measurement
+from ..measures import inequality, reference
+from ..mutants import named
+from ..strategies import WITNESS_9, Case, cases
+from .mssa import minus_descends_measure
+
+__all__ = ["CLAIMS"]
+
+PAPER = "Yu et al., CRATE, arXiv 2306.01129, section 2.3"
+
+
+def _one_hub(subject: Any, case: Case) -> Measurement:
+    """A drawn subspace that the theorem covers, and the one that attains the bound."""
+    N, rng = case.tokens, case.rng("subspace")
+    hub = np.zeros(N)
+    hub[0] = 1.0
+    weights = np.append(1.0, rng.random(N - 1) * (rng.random(N - 1) < 0.7))
+    drawn = np.stack([weights, *rng.standard_normal((min(case.m, N - 1), N))], axis=1)
+    k, bound = subject(N)
+    parts = [_inside(drawn, bound, "drawn subspace")]
+    if N > 2:
+        parts.append(_inside(_extremal(N, k), bound, "extremal subspace", tight=True))
+    values = {"least Σ_i H_iB": bound}
+    comparisons = tuple(comparison for part in parts for comparison in part.comparisons)
+    return Measurement(comparisons, True, values)
+
+
+def _inside(V: Any, bound: float, name: str, tight: bool = False) -> Measurement:
+    Q, _ = np.linalg.qr(V)
+    total = float((Q @ Q[0]).sum())
+    if tight:
+        return Measurement((Comparison(f"attained in the {name}", abs(total - bound), 1e-9),))
+    return inequality(f"Σ_i H_iB in a {name}", bound, total, 1.0, "float64", 4.0 * len(V))
+
+
+def _extremal(N: int, k: int) -> Any:
+    """Span of (1; 1 k times; 0 n times) and of h = H e_B with equality everywhere in the proof."""
+    n = N - 1 - k
+    share = (1 + 1 / (k + 1)) / 2
+    h = np.concatenate(
+        [[share], np.full(k, (1 - share) / k), np.full(n, -math.sqrt(k / (4 * (k + 1)) / n) if n else 0.0)]
+    )
+    return np.stack([np.append(np.ones(k + 1), np.zeros(n)), h], axis=1)
+
+
+def _least(N: int) -> tuple[int, float]:
+    """The split into k tokens beside the hub and n opposite ones that makes the sum least, and that sum."""
+    splits = {k: 1 - 0.5 * math.sqrt((N - 1 - k) * k / (k + 1)) for k in range(1, N - 1)}
+    if not splits:
+        return 0, 0.0
+    k = min(splits, key=lambda key: splits[key])
+    return k, splits[k]
+
+
+def _attack(case: Case, steps: int = 40) -> Case:
+    """Tokens moved by Adam to make cos(∇R_c, MSSA) small; magnitudes of any size, since entries are sinh of what moves.
+
+    Starts are Gaussian tokens, hubs of one or two groups, and the nine-token witness less one token, all jittered.
+    """
+    rng, N = case.rng("attack"), case.tokens
+    start = _start(case, rng)
+    u = torch.from_numpy(np.arcsinh(start) + 0.05 * rng.standard_normal(start.shape)).requires_grad_()
+    log_beta = torch.tensor(float(rng.choice([0.0, 3.0, -2.0])), dtype=torch.float64, requires_grad=True)
+    optimiser = torch.optim.Adam([u, log_beta], lr=0.02)
+    best, found = math.inf, (start, 1.0)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        x, beta = torch.sinh(u), log_beta.exp()
+        gram = torch.eye(x.shape[1], dtype=x.dtype) + beta * x.mT @ x
+        gradient = beta * torch.linalg.solve(gram, x, left=False)
+        attended = torch.softmax(x @ x.mT, -1) @ x
+        cosine = (gradient * attended).sum() / (gradient.norm() * attended.norm()).clamp(min=1e-300)
+        if float(cosine.detach()) < best:
+            best = float(cosine.detach())
+            found = (x.detach().numpy().copy(), float(beta.detach()))
+        cosine.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+    tokens, beta_found = found
+    d = tokens.shape[1]
+    return dataclasses.replace(
+        case,
+        heads=1,
+        head_dim=d,
+        extra=0,
+        batch=0,
+        kind="witness",
+        epsilon=math.sqrt(d / (N * beta_found)),
+        given=tokens,
+    )
+
+
+def _start(case: Case, rng: np.random.Generator) -> Any:
+    N, d = case.tokens, max(2, case.dim)
+    style = case.seed % 3
+    if style == 0:
+        return case.scale * rng.standard_normal((N, d))
+    if style == 1 and N >= 4:
+        two = np.array(WITNESS_9.array())
+        return two[np.sort(rng.permutation(9)[: min(N, 9)])] if N <= 9 else two
+    k = max(1, int(rng.integers(1, max(2, N // 2))))
+    n = max(1, N - 1 - k)
+    far = float(rng.choice([30.0, 300.0, 1000.0]))
+    rows = n * [(1.0, 3.0)] + k * [(far, 2.0)] + [(1.05 * far + 30.0, -6.0)]
+    return np.array(rows[-N:])
+
+
+def _fewest(subject: Any, case: Case) -> Measurement:
+    exact = reference(dataclasses.replace(case, batch=0))
+    attacked = _attack(exact)
+    measured = minus_descends_measure(subject, attacked)
+    return dataclasses.replace(
+        measured, values={f"least cosine found, {case.tokens} tokens": v for v in measured.values.values()}
+    )
+
+
+def _mssa(case: Case, x: Tensor, gradient: Tensor, s: float) -> Tensor:
+    return torch.softmax(s * (x @ x.mT), -1) @ x
+
+
+CLAIMS = (
+    Claim(
+        id="mssa.sign.one_hub",
+        statement="Where all tokens attend to one token B and ε → 0, the inner product of ∇R_c and MSSA tends to the value"
+        " at B of the least-squares fit of the constant 1, which is not negative with nine tokens or fewer, and can be with"
+        " ten.",
+        equation=r"$\sum_i H_{iB} \geq \min_k\, 1 - \frac{1}{2}\sqrt{\frac{(N-1-k)\,k}{k+1}}, \quad"
+        r" H = Z^\top (Z Z^\top)^{-1} Z$",
+        source="derived: ‖He_B‖² = H_BB, and the direction along which all attend to B is in the span and largest at B",
+        kind="bound",
+        domain=cases(tokens=(2, 14), batches=(0,)),
+        subject=_least,
+        measure=_one_hub,
+        mutants=named(
+            half_dropped=lambda N: (_least(N)[0], 2 * _least(N)[1] - 1),
+            counts_exchanged=lambda N: (_least(N)[0], 1 - 0.5 * math.sqrt(max(N - 1, 1))),
+            never_negative=lambda N: (_least(N)[0], max(0.0, _least(N)[1])),
+            all_NaN=lambda N: (_least(N)[0], math.nan),
+        ),
+        structured=tuple(Case(tokens=N) for N in (3, 5, 8, 9, 10, 14)),
+        code=("unrolling.layers.mssa:MSSA",),
+        real=False,
+    ),
+    Claim(
+        id="mssa.sign.fewest_tokens",
+        statement="With eight tokens or fewer, −MSSA is a descent direction of the compression term.",
+        equation=r"$N \leq 8 \;\Rightarrow\; \langle \nabla R_c(Z),\; \mathrm{MSSA}(Z)\rangle > 0$",
+        source=f"open; {PAPER}. Nine break it (mssa.sign.minus_descends), and with two hubs and a sharp softmax the infimum of"
+        " eight is 0",
+        kind="conjecture",
+        domain=cases(tokens=(2, 8), batches=(0,), kinds=("gaussian",), scales=(1.0, 10.0)),
+        subject=_mssa,
+        measure=_fewest,
+        mutants=named(
+            opposite_sign=lambda case, x, gradient, s: -_mssa(case, x, gradient, s),
+            softmax_of_the_negative=lambda case, x, gradient, s: torch.softmax(-s * (x @ x.mT), -1) @ x,
+            all_NaN=lambda case, x, gradient, s: x * torch.nan,
+        ),
+        structured=tuple(Case(tokens=8, head_dim=2, seed=seed) for seed in range(6)),
+        code=("unrolling.layers.mssa:MSSA",),
+        real=False,
+    ),
+)
