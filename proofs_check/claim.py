@@ -166,6 +166,7 @@ class Verdict:
     values: dict[str, tuple[float, float, float]] = field(default_factory=dict)
     real_values: dict[str, float] = field(default_factory=dict)
     curve: tuple[tuple[float, float], ...] = ()
+    certificate: str = ""
 
     @property
     def sound(self) -> bool:

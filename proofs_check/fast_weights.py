@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from unrolling import full_attention, mita
+from unrolling import full_attention, merge_attention, mita, top_k_attention
 
 from . import paper
 from .claim import Measurement
@@ -21,17 +21,28 @@ from .strategies import Case
 __all__ = [
     "Matrix",
     "Operands",
+    "any_norm_measure",
+    "as_blocks",
     "block_of",
+    "broadcast_by_transpose",
     "experts_of",
     "gates",
+    "gradient_of_merge",
     "keys_of",
     "masses",
+    "merge_gradient_measure",
+    "merge_parts",
+    "merge_value_measure",
+    "merged",
     "mixing",
     "multiplicities",
+    "one_by_one",
     "operands",
     "operator",
     "projection_measure",
     "report",
+    "self_routed",
+    "with_options",
 ]
 
 Matrix = NDArray[np.float64]
@@ -103,7 +114,7 @@ def projection_measure(subject: Any, case: Case) -> Measurement:
     found = np.stack(
         [
             paper.projected_reads(
-                *(columns(u[h]) for u in (q, k, v)), E[h].numpy(), G[h].numpy(), exact.softmax_scale
+                columns(q[h]), columns(k[h]), columns(v[h]), E[h].numpy(), G[h].numpy(), exact.softmax_scale
             ).swapaxes(-1, -2)
             for h in heads
         ]
@@ -147,7 +158,7 @@ def masses(case: Case, parts: Operands, options: dict[str, Any]) -> tuple[Matrix
 
 def report(case: Case, parts: Operands, options: dict[str, Any]) -> dict[str, float]:
     """The masses left outside and on the landmarks, and the relative errors of MiTA and of its two halves."""
-    q, k, v, r = parts
+    q, k, v, r = (part.detach() for part in parts)
     s = case.softmax_scale
     scores, full = s * (q @ k.mT), full_attention(q, k, v, s)
     chosen = (r @ k.mT).topk(min(options["keys_per_expert"], k.shape[-2])).indices
@@ -171,3 +182,109 @@ def report(case: Case, parts: Operands, options: dict[str, Any]) -> dict[str, fl
         "relative error, routed experts only": off(shared=False),
         "relative error, shared expert only (agent)": off(keys_per_expert=0),
     }
+
+
+def with_options(**fixed: Any) -> Callable[..., Tensor]:
+    """MiTA of the operands: fixed options are values, or functions of the case."""
+
+    def subject(case: Case, q: Tensor, k: Tensor, v: Tensor, r: Tensor) -> Tensor:
+        options = {name: value(case) if callable(value) else value for name, value in fixed.items()}
+        return mita(q, k, v, r, **{"scale": case.softmax_scale, **options})
+
+    return subject
+
+
+def as_blocks(case: Case, q: Tensor, k: Tensor, v: Tensor, centre: str = "mean", count: int = 0) -> Tensor:
+    """Blocks of tokens as experts, their mean keys as landmarks; a short last block repeats its last key, once counted."""
+    block, last = block_of(case), k.shape[-2] - 1
+    starts = range(0, k.shape[-2], block)
+    experts = torch.tensor([[min(a + i, last) for i in range(block)] for a in starts])
+    parts = [k[..., a : a + block, :] for a in starts]
+    routers = torch.stack([part.mean(-2) if centre == "mean" else part[..., 0, :] for part in parts], -2)
+    count = count or 1 + case.seed % 2
+    options: dict[str, Any] = {"experts_per_query": count, "shared": False, "deduplicate": True, "experts": experts}
+    return mita(q, k, v, routers, scale=case.softmax_scale, **options)
+
+
+def merge_parts(case: Case) -> tuple[Tensor, ...]:
+    """Scores and values of two sets of pairs, and a direction for the output."""
+    N, a, b, p = case.tokens, case.m, 1 + case.seed % 5, case.head_dim
+    sharp = max(case.sharpness, 0.1)
+    return (
+        sharp * case.draw("scores a", N, a),
+        case.scale * case.draw("values a", a, p),
+        sharp * case.draw("scores b", N, b),
+        case.scale * case.draw("values b", b, p),
+        case.draw("direction", N, p),
+    )
+
+
+def merged(A: Tensor, V: Tensor, B: Tensor, W: Tensor, detach: str = "") -> Tensor:
+    """Two attentions merged by their log-sum-exps; ``detach`` breaks the graph at "lse" or "output"."""
+    parts = []
+    for scores, values in ((A, V), (B, W)):
+        output, lse = torch.softmax(scores, -1) @ values, torch.logsumexp(scores, -1)
+        parts.append((output.detach() if detach == "output" else output, lse.detach() if detach == "lse" else lse))
+    return merge_attention(parts)
+
+
+def merge_value_measure(subject: Any, case: Case) -> Measurement:
+    """The merged attention against one softmax over the concatenation: subject(case, A, V, B, W)."""
+    got = subject(case, *merge_parts(case)[:4])
+    A, V, B, W, _ = (part.double().numpy() for part in merge_parts(reference(case)))
+    weights = paper.softmax_columns(np.concatenate([A, B], axis=1).T)
+    want = (np.concatenate([V, W]).T @ weights).T
+    condition = (1 + float(np.abs(A).max() + np.abs(B).max())) * (1 + norm(V) + norm(W)) / max(norm(want), 1e-300)
+    return identity("one softmax", got, want, case.dtype, condition)
+
+
+def merge_gradient_measure(subject: Any, case: Case) -> Measurement:
+    """d⟨G, attention⟩/d(score j) = a_j G·(v_j − o) for the single softmax over all pairs."""
+    A, V, B, W, G = merge_parts(case)
+    got = subject(case, A, V, B, W, G)
+    A, V, B, W, G = merge_parts(reference(case))
+    values, weights = torch.cat([V, W]).numpy(), paper.softmax_columns(torch.cat([A, B], -1).numpy().T)
+    want = np.zeros_like(A.numpy())
+    for i in range(len(want)):
+        read = values.T @ weights[:, i]
+        for j in range(want.shape[1]):
+            want[i, j] = weights[j, i] * (G[i].numpy() @ (values[j] - read))
+    condition = (1 + float(A.abs().max() + B.abs().max())) * (1 + norm(values) * norm(G) / max(norm(want), 1e-300))
+    return identity("gradient through both parts", got, want, case.dtype, condition)
+
+
+def gradient_of_merge(detach: str = "", factor: float = 1.0) -> Callable[..., Tensor]:
+    """The gradient of ⟨G, merged attention⟩ in the first scores, times a factor."""
+
+    def subject(case: Case, A: Tensor, V: Tensor, B: Tensor, W: Tensor, G: Tensor) -> Tensor:
+        scores = A.clone().requires_grad_()
+        (found,) = torch.autograd.grad((merged(scores, V, B, W, detach) * G).sum(), scores)
+        return factor * found
+
+    return subject
+
+
+def self_routed(case: Case, q: Tensor, k: Tensor, v: Tensor, r: Tensor) -> Tensor:
+    """Routed MiTA with every query for a landmark."""
+    return mita(q, k, v, q, keys_per_expert=keys_of(case), shared=False, scale=case.softmax_scale)
+
+
+def one_by_one(case: Case, q: Tensor, k: Tensor, v: Tensor, r: Tensor) -> Tensor:
+    """Every query alone with itself for a landmark, so that it is routed to itself."""
+    rows = [self_routed(case, row, k, v, r) for row in q.split(1, dim=-2)]
+    return torch.cat(rows, dim=-2)
+
+
+def any_norm_measure(subject: Any, case: Case) -> Measurement:
+    """Whether the subject is per-query top-k attention on queries of any norm."""
+    exact = reference(case)
+    given = operands(exact)
+    want = top_k_attention(*given[:3], keys_of(exact), exact.softmax_scale)
+    off = norm(subject(exact, *given) - want) / max(norm(want), 1e-300)
+    return Measurement((), True, {"distance from top-k attention": off}, truth=off <= 1e-9)
+
+
+def broadcast_by_transpose(case: Case, q: Tensor, k: Tensor, v: Tensor, r: Tensor) -> Tensor:
+    """CBSA's broadcast: the extraction weights transposed, normalised over tokens."""
+    P = torch.softmax(case.softmax_scale * (r @ q.mT), -1)
+    return P.mT @ (torch.softmax(case.softmax_scale * (r @ k.mT), -1) @ v)

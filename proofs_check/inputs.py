@@ -63,8 +63,10 @@ def from_image(path: str | os.PathLike[str], patch: int = 16) -> TokenInput:
         with Image.open(source) as picture:
             if picture.mode.startswith("I"):  # 16 bits a pixel: converted as they are, all bright ones would be white
                 wide = np.asarray(picture).astype(np.float64)
-                picture = Image.fromarray((wide * (255.0 / max(wide.max(), 1.0))).round().astype(np.uint8))
-            pixels = np.asarray(picture.convert("RGB"))
+                grey = (wide * (255.0 / max(wide.max(), 1.0))).round().astype(np.uint8)
+                pixels = np.repeat(grey[..., None], 3, axis=2)
+            else:
+                pixels = np.asarray(picture.convert("RGB"))
     except (
         UnidentifiedImageError,
         OSError,

@@ -42,6 +42,18 @@ FIRST = (
     (("refuted", "open"), "Refuted and open", "statements that are false, and questions"),
 )
 
+PAPERS = {
+    "Coding rates: MCR², ReduNet": ("coding_rate", "rate_reduction", "redunet"),
+    "CRATE": ("mssa", "sparse_coding", "ista", "crate"),
+    "ToST": ("tssa",),
+    "CBSA": ("representatives", "cbsa"),
+    "DEPICT": ("pca", "depict"),
+    "MiTA and fast weights": ("kernel_regression", "softmax", "mita"),
+    "Energies: Hopfield, Energy Transformer": ("softmax_energy", "hopfield", "symmetric", "energy_transformer"),
+    "AoT": ("subspace_denoising", "aot"),
+}
+"""The stems of every paper, in the order of the page."""
+
 
 def counterexamples_beside(path: Path) -> Path:
     """The folder of a report's counterexamples: its name without the suffix, or with one where it has none."""
@@ -211,17 +223,24 @@ def _groups(verdicts: Sequence[Verdict]) -> Iterable[tuple[str, str, list[Verdic
         rest = [verdict for verdict in rest if verdict.status not in statuses]
         if chosen:
             yield title, note, chosen
-    for stem in dict.fromkeys(verdict.stem for verdict in rest):
-        chosen = [verdict for verdict in rest if verdict.stem == stem]
-        yield stem.replace("_", " "), count(len(chosen), "claim"), chosen
+    for title, chosen in _by_paper(rest):
+        yield title, count(len(chosen), "claim"), chosen
+
+
+def _by_paper(verdicts: Sequence[Verdict]) -> Iterable[tuple[str, list[Verdict]]]:
+    """The verdicts of every paper, in the order of :data:`PAPERS`; then those of other stems, under their names."""
+    others = {v.stem: (v.stem,) for v in verdicts if not any(v.stem in stems for stems in PAPERS.values())}
+    for title, stems in {**PAPERS, **{stem.replace("_", " "): only for stem, only in others.items()}}.items():
+        chosen = sorted((v for v in verdicts if v.stem in stems), key=lambda v: stems.index(v.stem))
+        if chosen:
+            yield title, chosen
 
 
 def _contents(verdicts: Sequence[Verdict], anchors: Mapping[int, str]) -> str:
     rows = []
-    for stem in dict.fromkeys(verdict.stem for verdict in verdicts):
-        chosen = [verdict for verdict in verdicts if verdict.stem == stem]
+    for title, chosen in _by_paper(verdicts):
         links = "".join(_link(verdict, anchors[id(verdict)]) for verdict in chosen)
-        rows.append(f"<li>{escape(stem.replace('_', ' '))}<span>{links}</span></li>")
+        rows.append(f"<li>{escape(title)}<span>{links}</span></li>")
     seen = {verdict.status for verdict in verdicts}
     key = "".join(
         f'<div><dt class="{status}">{mark(status)}{status}</dt><dd>{meaning}</dd></div>'

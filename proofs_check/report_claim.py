@@ -62,11 +62,16 @@ def card(verdict: Verdict, claim: Claim | None, anchor: str, context: Context) -
 <div class="status {css}">{mark(verdict.status)}{word}</div>
 <div><h3><a href="#{anchor}">{escape(verdict.id)}</a></h3>
 <p class="statement">{setter.prose(verdict.statement)}</p>
-{equation}{truth}<p class="origin">{escape(verdict.source)}<br>{_files(verdict, claim)}</p></div>
+{equation}{truth}{_certificate(verdict)}<p class="origin">{escape(verdict.source)}<br>{_files(verdict, claim)}</p></div>
 {_numbers(verdict, context.source)}
 {_evidence(verdict, claim, context)}
 </article>
 """
+
+
+def _certificate(verdict: Verdict) -> str:
+    said = verdict.certificate.partition(": ")[2]
+    return f'<p class="certificate">Certified: {escape(said)}.</p>' if said else ""
 
 
 def _files(verdict: Verdict, claim: Claim | None) -> str:

@@ -72,6 +72,7 @@ code, pre { font-family: var(--mono); font-size: .86em; }
 .lesson figure { margin: 0; }
 .lesson h3 { margin-bottom: .6rem; }
 .lesson .caption { grid-column: 1 / -1; max-width: 92ch; margin: 0; }
+.certificate { color: var(--holds); font-size: .92rem; border-left: 3px solid var(--holds); padding-left: .7rem; }
 .band { max-width: 77rem; margin: 0 auto; padding: 0 1.5rem; }
 .ledger figure { margin: 1.4rem 0 0; }
 .ledger h3 { margin-bottom: .4rem; }

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from objectives import PCARate
+from objectives import Objective, PCARate
 from unrolling import RiemannianStep, certified_stiefel_step, retract, tangent
 
 from . import paper
@@ -145,15 +146,40 @@ def retraction_order(subject: Any, case: Case) -> Measurement:
     return Measurement(tuple(parts), values={f"order, {k}": v for k, v in slopes.items()}, curve=tuple(curve))
 
 
+@final
+@dataclass(frozen=True, eq=False)
+class Pull(Objective):
+    """Minus the inner product with a target, and a constant on frames: nearly linear, so that ‖∇f‖ sets the step."""
+
+    target: Tensor
+
+    def value(self, x: Tensor) -> Tensor:
+        """−⟨target, x⟩ + ‖x‖² ‖target‖ / 40."""
+        return -(self.target * x).sum((-2, -1)) + self._bend() / 2 * x.square().sum((-2, -1))
+
+    def gradient(self, x: Tensor) -> Tensor:
+        """−target + x ‖target‖ / 20."""
+        return self._bend() * x - self.target
+
+    def lipschitz(self, x: Tensor) -> Tensor:
+        """‖target‖ / 20."""
+        return self._bend()
+
+    def _bend(self) -> Tensor:
+        return self.target.norm() / 20
+
+
 def decrease(subject: Any, case: Case) -> Measurement:
     """The promised decrease against the decrease; the subject returns the next point, κ and its constant."""
     exact, parts = reference(case), []
     Z, x = exact.x(), torch.from_numpy(orthonormal_frame(exact, count=fewer_directions(exact)))
     if norm(Z) == 0:
         return Measurement(evidence=False)
-    for name, f in pca_objectives(exact, Z).items():
-        value, squared = pca_naive(name, exact, columns(Z)), norm(tangent(x, f.gradient(x))) ** 2
-        for retraction in ("polar",) if name == "separable rate" else ("polar", "qr"):
+    pull = Pull(torch.from_numpy(exact.rng("pull").standard_normal(tuple(x.shape))))
+    for name, f in {**pca_objectives(exact, Z), "pull": pull}.items():
+        value: Any = pull_of(pull) if name == "pull" else pca_naive(name, exact, columns(Z))
+        squared = norm(tangent(x, f.gradient(x))) ** 2
+        for retraction in ("polar",) if name in ("separable rate", "pull") else ("polar", "qr"):
             after, kappa, smooth = subject(exact, f, x, exact.step, retraction)
             start, end = (float(value(columns(y))) for y in (x, after))
             if squared == 0:
@@ -167,6 +193,12 @@ def decrease(subject: Any, case: Case) -> Measurement:
                 inequality(f"{name}, {retraction}", promised, start - end, abs(first), "float64", noise * condition)
             )
     return _together(parts)
+
+
+def pull_of(pull: Pull) -> Any:
+    """Its value, in columns, written again."""
+    A = columns(pull.target)
+    return lambda P: -(A * P).sum() + np.linalg.norm(A) / 40 * (P**2).sum()
 
 
 def certified(case: Case, f: Any, x: Tensor, step: float, retraction: str) -> tuple[Tensor, float, float]:

@@ -186,6 +186,22 @@ def test_self_attention_refines_classes_and_patches_together():
     assert len(decoder.cross_layers) == 0
 
 
+def test_norms_stand_where_the_released_code_has_them():
+    decoder = DepictDecoder(12, 4, depth=1, cross_depth=1, norm=True, step_size=0.3).double()
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            if parameter.shape == (12,):
+                parameter.add_(0.5 * torch.randn(12))
+    tokens = torch.randn(15, 12, dtype=torch.float64)
+    refined = tokens + decoder.refine_layers[0].update(decoder.refine_norms[0](tokens))
+    patches, queries = decoder.patch_norm(refined), decoder.class_embeddings
+    read = decoder.cross_layers[0].read(queries, decoder.cross_norms[0](patches))
+    got = decoder.refine(tokens)
+    torch.testing.assert_close(got[0], patches)
+    torch.testing.assert_close(got[1], decoder.class_norm(queries + read))
+    torch.testing.assert_close(decoder(tokens, (1, 15))[:, 0].mT, nn.functional.layer_norm(decoder.masks(*got), (4,)))
+
+
 def test_the_trace_reports_every_stage():
     decoder = DepictDecoder(12, 3, form="exact", step_size=0.5).double()
     tokens = torch.randn(2, 40, 12, dtype=torch.float64)

@@ -27,6 +27,7 @@ ALLOWED = {
         "PIL",
         "safetensors",
         "tqdm",
+        "flint",
     },
 }
 INDEPENDENT = ("paper", "oracles")  # of proofs_check: they receive arrays and callables

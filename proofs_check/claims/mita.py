@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,36 +26,54 @@ from unrolling.fast_weights import taxonomy
 from .. import paper
 from ..claim import Claim, Comparison, Measurement
 from ..fast_weights import (
-    Matrix,
     Operands,
+    any_norm_measure,
+    as_blocks,
     block_of,
+    broadcast_by_transpose,
     experts_of,
     gates,
+    gradient_of_merge,
     keys_of,
     masses,
+    merge_gradient_measure,
+    merge_value_measure,
+    merged,
     multiplicities,
-    operands,
+    one_by_one,
     operator,
     projection_measure,
     report,
+    self_routed,
+    with_options,
 )
-from ..measures import columns, identity, norm, reference, score_condition, slices, step_measure
+from ..measures import norm, reference, score_condition, step_measure
 from ..mutants import forward, named, of_step
+from ..routing import (
+    auxiliary,
+    bound_measure,
+    choice_measure,
+    choice_mutants,
+    landmark_values_compare,
+    landmarks_compare,
+    make_mita,
+    mass_bound,
+    mita_condition,
+    mita_paper_step,
+    mita_regression,
+    other_experts,
+    published_measure,
+    reweighted,
+    side_by_side,
+    where_resolved,
+    with_both,
+    with_delta,
+    wrong_options,
+)
 from ..strategies import STRUCTURED, Case, cases
 from ..tolerance import tolerance
-from .cbsa import _class_tokens, _initial, _strategy
-from .coding_rate import _count, combine
-from .softmax import (
-    attention_condition,
-    head_rows,
-    layer_of,
-    maps_of,
-    output_blocks,
-    plain,
-    rebuilt,
-    step_bend,
-    stepped,
-)
+from .coding_rate import _count
+from .softmax import step_bend
 
 __all__ = ["CLAIMS"]
 
@@ -66,429 +82,13 @@ SEEDED = tuple(dataclasses.replace(case, seed=i) for i, case in enumerate((*STRU
 """The seed picks strategy, class token, projections and options."""
 
 
-def _options(case: Case) -> dict[str, Any]:
-    rng = case.rng("options")
-    shared = bool(rng.random() < 0.75)
-    return {
-        "shared": shared,
-        "keys_per_expert": 9 if case.given is not None and case.tokens > 20 else int(rng.integers(not shared, 5)),
-        "experts_per_query": min(int(rng.integers(1, 4)), case.m),
-        "deduplicate": bool(rng.integers(2)),
-        "twice_scaled": bool(rng.integers(2)),
-    }
-
-
-def _make(case: Case) -> MiTA:
-    return layer_of(MiTA, case, landmarks=_strategy(case), class_tokens=_class_tokens(case), **_options(case))
-
-
-Head = tuple[Matrix, Matrix, Matrix, Matrix]
-
-
-def _heads(case: Case, Z: Matrix) -> list[Head]:
-    """Queries, landmarks, keys and values of every head, columns, by the transcriptions."""
-    Q, K, V = (head_rows(case, part) for part in paper.query_key_value(Z, plain(maps_of(case))))
-    return [(q, _initial(case, q, h), k, v) for h, (q, k, v) in enumerate(zip(Q, K, V, strict=True))]
-
-
-def _paper_step(case: Case, layer: MiTA, Z: Matrix, b: int) -> Matrix:
-    chosen, (outputs, bias) = _options(case), output_blocks(case)
-    keys, routed = chosen["keys_per_expert"], chosen["experts_per_query"]
-    read = sum(
-        lift @ paper.mita_reads(q, r, k, v, case.softmax_scale, keys, routed, chosen)
-        for (q, r, k, v), lift in zip(_heads(case, Z), outputs, strict=True)
-    )
-    return Z + case.step * (read + bias[:, None] - Z)
-
-
-def _step_condition(case: Case, layer: MiTA, z: Tensor) -> float:
-    """As for attention; landmarks are queries of the keys, and keys of the queries."""
-    with torch.no_grad():
-        q, k, r = layer.queries(z), layer.keys(z), layer.landmarks(z)
-    probed = max(score_condition(r, k, case.softmax_scale), score_condition(q, r, case.softmax_scale))
-    return probed * attention_condition(case, layer, z)
-
-
-def _frozen_regression(case: Case, layer: MiTA, z: Tensor, b: int) -> Any:
-    """Every query has a regression of its own, over its own support."""
-    chosen, (outputs, bias) = _options(case), output_blocks(case)
-    regressions = []
-    for (q, r, k, v), lift in zip(_heads(case, columns(z.reshape(-1, *z.shape[-2:])[b])), outputs, strict=True):
-        experts = paper.mita_experts(r, k, chosen["keys_per_expert"])
-        routes = paper.mita_routes(q, r, chosen["experts_per_query"])
-        for i in range(q.shape[1]):
-            scores, values = paper.mita_support(q[:, i], r, k, v, case.softmax_scale, experts, routes[i], chosen)
-            towards = case.heads * (lift @ values) + bias[:, None]
-            regressions.append((i, paper.softmax_columns(scores[:, None]), towards))
-    return lambda Z: (
-        sum(paper.kernel_regression_value(Z[:, [i]], a, towards) for i, a, towards in regressions) / case.heads
-    )
-
-
-def _same_choices(case: Case) -> bool:
-    """Single precision may break a near tie the other way; that is a choice as good, judged by its own claim."""
-    if case.dtype == "float64":
-        return True
-    x, exact = case.x(), reference(case)
-    with torch.no_grad():
-        one, two = _make(case), _make(exact)
-        z = exact.x()
-        return all(
-            bool(torch.equal(a.sort(-1).values, b.sort(-1).values))
-            for a, b in ((one.selection(x), two.selection(z)), (one.routing(x), two.routing(z)))
-        )
-
-
-def _where_resolved(measure: Callable[[Any, Case], Measurement]) -> Callable[[Any, Case], Measurement]:
-    def measured(subject: Any, case: Case) -> Measurement:
-        return measure(subject, case) if _same_choices(case) else Measurement(evidence=False)
-
-    return measured
-
-
-def _wrong_options(**changes: Any) -> Callable[[Case, MiTA, Tensor], Tensor]:
-    """The step of a layer with other options: changes are values, or functions of the case's."""
-
-    def subject(case: Case, layer: MiTA, x: Tensor) -> Tensor:
-        q, k, v = layer.queries(x), layer.keys(x), layer.values(x)
-        options = _options(case) | {"scale": layer.scale}
-        for name, change in changes.items():
-            options[name] = change(options[name]) if callable(change) else change
-        if not options["shared"] and options["keys_per_expert"] == 0:
-            return 0 * x
-        read = mita(q, k, v, layer.landmarks(x), **options)
-        return stepped(rebuilt(lambda case, q, k, v: read))(case, layer, x)
-
-    return subject
-
-
-def _reweighted(change: Callable[[Tensor, int], Tensor]) -> Callable[[Case, MiTA, Tensor], Tensor]:
-    """The step with other weights on the layer's pairs: change(weights, number of landmark pairs)."""
-
-    def subject(case: Case, layer: MiTA, x: Tensor) -> Tensor:
-        with torch.no_grad():
-            weights, values, index = layer.pairs(x)
-            m = values.shape[-2] - x.shape[-2]
-            flat = index.flatten(-2).unsqueeze(-1).expand(*index.shape[:-2], -1, values.shape[-1])
-            picked = values.gather(-2, flat).unflatten(-2, index.shape[-2:])
-            read = (change(weights, m).unsqueeze(-2) @ picked).squeeze(-2)
-            return stepped(rebuilt(lambda case, q, k, v: read))(case, layer, x)
-
-    return subject
-
-
-def _other_experts(case: Case, layer: MiTA, x: Tensor) -> Tensor:
-    """The keys that another head's landmarks chose."""
-    given = (layer.queries(x), layer.keys(x), layer.values(x), layer.landmarks(x))
-    experts = layer.selection(x).roll(1, -3)
-    read = mita(*given, scale=layer.scale, experts=experts, **_options(case))
-    return stepped(rebuilt(lambda case, q, k, v: read))(case, layer, x)
-
-
-def _apart(weights: Tensor, m: int) -> Tensor:
-    """Two softmaxes side by side, halved."""
-    parts = [part / part.sum(-1, keepdim=True) for part in (weights[..., :m], weights[..., m:]) if part.shape[-1]]
-    return torch.cat(parts, -1) / len(parts)
-
-
-def _auxiliary(compare: Callable[..., Measurement]) -> Callable[[Any, Case], Measurement]:
-    """A named method of the layer, token set by token set: compare(case, found, point, exact case, exact layer)."""
-
-    def measure(subject: Any, case: Case) -> Measurement:
-        x, exact = case.x(), reference(case)
-        with torch.no_grad():
-            found = subject(case, _make(case), x)
-            layer, parts = _make(exact), []
-            for g, (point,) in zip(found.reshape(-1, *found.shape[-3:]), slices(exact.x()), strict=True):
-                parts.append(compare(case, g, point, exact, layer))
-        return combine(*parts)
-
-    return measure
-
-
-def _projection_condition(case: Case, point: Tensor, size: float) -> float:
-    """Projections and averages of tokens cancel to what is compared."""
-    maps = maps_of(case)
-    widest = max(norm(maps[name]) * norm(point) + norm(maps[f"{name} bias"]) for name in ("query", "key", "value"))
-    return 1.0 + widest / max(size, 1e-300)
-
-
-def _landmarks_compare(case: Case, got: Tensor, point: Tensor, exact: Case, layer: MiTA) -> Measurement:
-    want = np.stack([r.T for _, r, _, _ in _heads(exact, columns(point))])
-    return identity("pooled queries", got, want, case.dtype, _projection_condition(exact, point, norm(want)))
-
-
-def _landmark_values_compare(case: Case, got: Tensor, point: Tensor, exact: Case, layer: MiTA) -> Measurement:
-    want = np.stack(
-        [paper.mita_landmark_values(r, k, v, exact.softmax_scale).T for _, r, k, v in _heads(exact, columns(point))]
-    )
-    condition = score_condition(layer.landmarks(point), layer.keys(point), exact.softmax_scale)
-    return identity(
-        "what landmarks read", got, want, case.dtype, condition * _projection_condition(exact, point, norm(want))
-    )
-
-
-def _chosen_measure(method: str, count: str) -> Callable[[Any, Case], Measurement]:
-    """A choice is right if its products are the largest, to rounding, and exact ties go to the lower index."""
-
-    def compare(case: Case, got: Tensor, point: Tensor, exact: Case, layer: MiTA) -> Measurement:
-        done, evidence = [], False
-        for (q, r, k, _), index in zip(_heads(exact, columns(point)), got, strict=True):
-            products = r.T @ k if method == "selection" else q.T @ r
-            kept = min(_options(exact)[count], products.shape[1])
-            if index.shape != (len(products), kept):
-                return Measurement((Comparison("shape", np.inf, 0.0),))
-            if kept == 0:
-                continue
-            best = -np.sort(-products, axis=1)[:, :kept]
-            found = np.take_along_axis(products, index.clamp(0, products.shape[1] - 1).numpy(), axis=1)
-            twice = sum(len(row) - len(set(row.tolist())) for row in index)
-            left, right = (r, k) if method == "selection" else (r, q)
-            size = float(np.linalg.norm(left, axis=0).max() * np.linalg.norm(right, axis=0).max())
-            exactness = _projection_condition(exact, point, norm(left)) * _projection_condition(
-                exact, point, norm(right)
-            )
-            done.append(Comparison("chosen twice", float(twice), 0.0))
-            done.append(
-                Comparison(
-                    "largest products",
-                    float(np.abs(best - found).max()) / max(size, 1e-300),
-                    tolerance(case.dtype, exactness),
-                )
-            )
-            evidence = evidence or (size > 0 and products.shape[1] > kept)
-        return Measurement(tuple(done), evidence)
-
-    plain_measure = _auxiliary(compare)
-
-    def measure(subject: Any, case: Case) -> Measurement:
-        measured = plain_measure(subject, case)
-        layer, x = _with_ties(case)
-        got = subject(case, layer, x)
-        for h in range(case.heads):
-            r = layer.strategy.queries[h].detach().double().numpy().T
-            w = layer.queries(x)[h].double().numpy().T
-            want = paper.mita_experts(r, w, 3) if method == "selection" else paper.mita_routes(w, r, 2)
-            same = got[h].tolist() == want
-            measured = combine(
-                measured, Measurement((Comparison("ties to the lower index", 0.0 if same else 1.0, 0.0),))
-            )
-        return measured
-
-    return measure
-
-
-def _with_ties(case: Case) -> tuple[MiTA, Tensor]:
-    """Whole numbers, whose products are exact and often equal."""
-    learned = LearnedQueries(4, case.heads, case.head_dim)
-    learned.queries.data = torch.from_numpy(case.rng("ties").integers(-1, 2, size=learned.queries.shape)).float()
-    dim = case.heads * case.head_dim
-    x = torch.from_numpy(case.rng("tied tokens").integers(-1, 2, size=(6, dim))).to(case.torch_dtype)
-    options = {"landmarks": learned, "keys_per_expert": 3, "experts_per_query": 2, "projections": "identity"}
-    return MiTA(dim, case.heads, case.head_dim, **options).to(case.torch_dtype), x
-
-
-def _top(scores: Tensor, count: int) -> Tensor:
-    return scores.sort(-1, descending=True, stable=True).indices[..., :count]
-
-
-def _choosing(scores: Callable[[Tensor, Tensor], Tensor], method: str, higher: bool = False) -> Any:
-    """A wrong choice: by other scores of (landmarks or queries, candidates), or with ties to the higher index."""
-
-    def subject(case: Case, layer: MiTA, x: Tensor) -> Tensor:
-        marks = layer.landmarks(x)
-        pair = (marks, layer.keys(x)) if method == "selection" else (layer.queries(x), marks)
-        table = scores(*pair)
-        count = layer.keys_per_expert if method == "selection" else layer.experts_per_query
-        if higher:
-            return table.shape[-1] - 1 - _top(table.flip(-1), count)
-        return _top(table, count)
-
-    return subject
-
-
-def _choice_mutants(method: str) -> dict[str, Any]:
-    return {
-        "smallest_products": _choosing(lambda a, b: -(a @ b.mT), method),
-        "nearest_by_distance": _choosing(lambda a, b: -torch.cdist(a, b), method),
-        "candidates_normalised": _choosing(lambda a, b: a @ torch.nn.functional.normalize(b, dim=-1).mT, method),
-        "another_head": _choosing(lambda a, b: a @ b.roll(1, -3).mT, method),
-        "higher_index_wins": _choosing(lambda a, b: a @ b.mT, method, higher=True),
-        "the_first_ones": _choosing(lambda a, b: 0 * (a @ b.mT), method),
-    }
-
-
-def _mita(**fixed: Any) -> Callable[..., Tensor]:
-    """MiTA of the operands: fixed options are values, or functions of the case."""
-
-    def subject(case: Case, q: Tensor, k: Tensor, v: Tensor, r: Tensor) -> Tensor:
-        options = {name: value(case) if callable(value) else value for name, value in fixed.items()}
-        return mita(q, k, v, r, **{"scale": case.softmax_scale, **options})
-
-    return subject
-
-
-def _as_blocks(case: Case, q: Tensor, k: Tensor, v: Tensor, centre: str = "mean", count: int = 0) -> Tensor:
-    """Blocks of tokens as experts, their mean keys as landmarks; a short last block repeats its last key, once counted."""
-    block, last = block_of(case), k.shape[-2] - 1
-    starts = range(0, k.shape[-2], block)
-    experts = torch.tensor([[min(a + i, last) for i in range(block)] for a in starts])
-    parts = [k[..., a : a + block, :] for a in starts]
-    routers = torch.stack([part.mean(-2) if centre == "mean" else part[..., 0, :] for part in parts], -2)
-    count = count or 1 + case.seed % 2
-    options = {"experts_per_query": count, "shared": False, "deduplicate": True, "experts": experts}
-    return mita(q, k, v, routers, scale=case.softmax_scale, **options)
-
-
-def _merge_parts(case: Case) -> tuple[Tensor, ...]:
-    """Scores and values of two sets of pairs, and a direction for the output."""
-    N, a, b, p = case.tokens, case.m, 1 + case.seed % 5, case.head_dim
-    sharp = max(case.sharpness, 0.1)
-    return (
-        sharp * case.draw("scores a", N, a),
-        case.scale * case.draw("values a", a, p),
-        sharp * case.draw("scores b", N, b),
-        case.scale * case.draw("values b", b, p),
-        case.draw("direction", N, p),
-    )
-
-
-def _merged(A: Tensor, V: Tensor, B: Tensor, W: Tensor, detach: str = "") -> Tensor:
-    """Two attentions merged by their log-sum-exps; ``detach`` breaks the graph at "lse" or "output"."""
-    parts = []
-    for scores, values in ((A, V), (B, W)):
-        output, lse = torch.softmax(scores, -1) @ values, torch.logsumexp(scores, -1)
-        parts.append((output.detach() if detach == "output" else output, lse.detach() if detach == "lse" else lse))
-    return merge_attention(parts)
-
-
-def _merge_value(subject: Any, case: Case) -> Measurement:
-    got = subject(case, *_merge_parts(case)[:4])
-    A, V, B, W, _ = (part.double().numpy() for part in _merge_parts(reference(case)))
-    weights = paper.softmax_columns(np.concatenate([A, B], axis=1).T)
-    want = (np.concatenate([V, W]).T @ weights).T
-    condition = (1 + float(np.abs(A).max() + np.abs(B).max())) * (1 + norm(V) + norm(W)) / max(norm(want), 1e-300)
-    return identity("one softmax", got, want, case.dtype, condition)
-
-
-def _merge_gradient(subject: Any, case: Case) -> Measurement:
-    """d⟨G, attention⟩/d(score j) = a_j G·(v_j − o) for the single softmax over all pairs."""
-    A, V, B, W, G = _merge_parts(case)
-    got = subject(case, A, V, B, W, G)
-    A, V, B, W, G = _merge_parts(reference(case))
-    values, weights = torch.cat([V, W]).numpy(), paper.softmax_columns(torch.cat([A, B], -1).numpy().T)
-    want = np.zeros_like(A.numpy())
-    for i in range(len(want)):
-        read = values.T @ weights[:, i]
-        for j in range(want.shape[1]):
-            want[i, j] = weights[j, i] * (G[i].numpy() @ (values[j] - read))
-    condition = (1 + float(A.abs().max() + B.abs().max())) * (1 + norm(values) * norm(G) / max(norm(want), 1e-300))
-    return identity("gradient through both parts", got, want, case.dtype, condition)
-
-
-def _gradient_of_merge(detach: str = "", factor: float = 1.0) -> Callable[..., Tensor]:
-    def subject(case: Case, A: Tensor, V: Tensor, B: Tensor, W: Tensor, G: Tensor) -> Tensor:
-        scores = A.clone().requires_grad_()
-        (found,) = torch.autograd.grad((_merged(scores, V, B, W, detach) * G).sum(), scores)
-        return factor * found
-
-    return subject
-
-
-def _bound_options(case: Case) -> dict[str, Any]:
-    return _options(case) | {"deduplicate": True}
-
-
-def _bound(case: Case, delta: Matrix, sigma: Matrix, largest: float) -> Matrix:
-    return 2.0 * np.maximum(delta, sigma) * largest
-
-
-def _bound_measure(subject: Any, case: Case) -> Measurement:
-    exact = reference(case)
-    given, options = operands(exact), _bound_options(exact)
-    with torch.no_grad():
-        got = mita(*given, scale=exact.softmax_scale, **options)
-    _, full, delta, sigma = masses(exact, given, options)
-    error = np.linalg.norm(got.reshape(-1, got.shape[-1]).numpy() - full, axis=1)
-    largest = np.repeat(given[2].norm(dim=-1).amax(-1).numpy(), case.tokens)
-    bound = subject(case, delta, sigma, largest)
-    scale = float(largest.max())
-    allowed = tolerance("float64", score_condition(given[0], given[1], exact.softmax_scale))
-    done = [Comparison("error beyond the bound", float((error - bound).max()) / scale, allowed)]
-    # Two tokens of opposite values, of which the second is left out: the error is the bound itself.
-    v, q = given[2][0, 0], given[0][0, :1]
-    share = float(exact.rng("share").uniform(0.05, 0.45))
-    far = q * (float(np.log(share / (1 - share))) / (exact.softmax_scale * float(q.square().sum())))
-    keys, values = torch.cat([0 * q, far])[None], torch.stack([v, -v])[None]
-    two = mita(q[None], keys, values, -far[None], keys_per_expert=1, shared=False, scale=exact.softmax_scale)
-    apart = norm(two[0, 0] - full_attention(q[None], keys, values, exact.softmax_scale)[0, 0])
-    attained = subject(case, np.array([share]), np.array([0.0]), norm(v))
-    done.append(Comparison("attained by two opposite values", abs(apart / float(attained[0]) - 1), 1e-9))
-    tight = error / np.maximum(2 * np.maximum(delta, sigma) * largest, 1e-300)
-    return Measurement(tuple(done), values={"largest share of the bound reached": float(tight.max())})
-
-
-def _published_measure(subject: Any, case: Case) -> Measurement:
-    """Whether ‖MiTA − full‖ ≤ 2δ max‖v‖ with the published options: a shared expert, or keys counted twice."""
-    exact = reference(case)
-    given, options = operands(exact), _published_options(exact)
-    full = full_attention(*given[:3], exact.softmax_scale)
-    got, bound = subject(exact, given, options)
-    error = (got - full).norm(dim=-1)
-    excess = float((error - bound).max()) / float(given[2].norm(dim=-1).max())
-    return Measurement(
-        (Comparison("error is a number", 0.0 if excess == excess else np.nan, 0.0),),
-        True,
-        {"error beyond 2δ max‖v‖, over max‖v‖": excess},
-        truth=excess <= 1e-9,
-    )
-
-
-def _published_options(case: Case) -> dict[str, Any]:
-    shared = case.seed % 2 == 0
-    return {
-        "shared": shared,
-        "keys_per_expert": case.tokens if shared else 2,
-        "experts_per_query": min(1 if shared else 2, case.m),
-        "deduplicate": False,
-        "twice_scaled": False,
-    }
-
-
-def _with_delta(case: Case, given: Operands, options: dict[str, Any], **changes: Any) -> tuple[Tensor, Tensor]:
-    options = options | changes
-    _, _, delta, _ = masses(case, given, options)
-    bound = 2 * torch.from_numpy(delta).reshape(case.heads, -1) * given[2].norm(dim=-1).amax(-1, keepdim=True)
-    return mita(*given, scale=case.softmax_scale, **options), bound
-
-
-def _with_both(case: Case, given: Operands, options: dict[str, Any]) -> tuple[Tensor, Tensor]:
-    options = options | {"deduplicate": True}
-    _, _, delta, sigma = masses(case, given, options)
-    largest = given[2].norm(dim=-1).amax(-1, keepdim=True)
-    bound = 2 * torch.from_numpy(np.maximum(delta, sigma)).reshape(case.heads, -1) * largest
-    return mita(*given, scale=case.softmax_scale, **options), bound
-
-
-def _self_routed(case: Case, q: Tensor, k: Tensor, v: Tensor, r: Tensor) -> Tensor:
-    return mita(q, k, v, q, keys_per_expert=keys_of(case), shared=False, scale=case.softmax_scale)
-
-
-def _any_norm(subject: Any, case: Case) -> Measurement:
-    exact = reference(case)
-    given = operands(exact)
-    want = top_k_attention(*given[:3], keys_of(exact), exact.softmax_scale)
-    off = norm(subject(exact, *given) - want) / max(norm(want), 1e-300)
-    return Measurement((), True, {"distance from top-k attention": off}, truth=off <= 1e-9)
-
-
 def _cost_of(N: int, d: int, m: int, k: int, s: int, shared: bool) -> int:
     return 4 * N * d**2 + (4 if shared else 2) * N * m * d + 2 * N * s * k * d
 
 
 def _cost(subject: Any, case: Case) -> Measurement:
     N, m, k, s, shared = 6 * case.tokens, case.m, 1 + case.seed % 6, min(2, case.m), case.seed % 2 == 0
-    options = {"keys_per_expert": k, "experts_per_query": s, "shared": shared}
+    options: dict[str, Any] = {"keys_per_expert": k, "experts_per_query": s, "shared": shared}
     layer = MiTA(12, 3, landmarks=LearnedQueries(m, 3, 4), **options)
     x = torch.randn(1, N, 12, generator=torch.Generator().manual_seed(case.seed))
     with torch.no_grad():
@@ -511,7 +111,7 @@ def _taxonomy_cost(subject: Any, case: Case) -> Measurement:
 
 def _operands_of_tokens(case: Case) -> Operands:
     """Queries, keys, values and landmarks that a layer makes of the case's first token set, every landmark strategy."""
-    layer = _make(dataclasses.replace(case, batch=0))
+    layer = make_mita(dataclasses.replace(case, batch=0))
     x = case.x() if case.given is not None or not case.batch else case.x()[0]
     x = x[0] if x.ndim == 3 else x
     with torch.no_grad():
@@ -574,18 +174,6 @@ def _nan(case: Case, q: Tensor, *rest: Tensor) -> Tensor:
     return q * torch.nan
 
 
-def _agent_cbsa(case: Case, q: Tensor, k: Tensor, v: Tensor, r: Tensor) -> Tensor:
-    """CBSA's broadcast: the extraction weights transposed, normalised over tokens."""
-    P = torch.softmax(case.softmax_scale * (r @ q.mT), -1)
-    return P.mT @ (torch.softmax(case.softmax_scale * (r @ k.mT), -1) @ v)
-
-
-def _one_by_one(case: Case, q: Tensor, k: Tensor, v: Tensor, r: Tensor) -> Tensor:
-    """Every query alone with itself for a landmark, so that it is routed to itself."""
-    rows = [_self_routed(case, row, k, v, r) for row in q.split(1, dim=-2)]
-    return torch.cat(rows, dim=-2)
-
-
 CLAIMS = (
     Claim(
         id="mita.landmarks",
@@ -595,7 +183,7 @@ CLAIMS = (
         kind="identity",
         domain=cases(),
         subject=lambda case, layer, x: layer.landmarks(x),
-        measure=_auxiliary(_landmarks_compare),
+        measure=auxiliary(landmarks_compare),
         mutants=named(
             keys_pooled=lambda case, layer, x: layer.strategy.initial(layer.keys(x), layer.class_tokens, None),
             class_token_pooled=lambda case, layer, x: layer.strategy.initial(
@@ -617,7 +205,7 @@ CLAIMS = (
         kind="identity",
         domain=cases(),
         subject=lambda case, layer, x: layer.landmark_values(x),
-        measure=_auxiliary(_landmark_values_compare),
+        measure=auxiliary(landmark_values_compare),
         mutants=named(
             softmax_over_landmarks=lambda case, layer, x: (
                 torch.softmax(layer.scale * (layer.landmarks(x) @ layer.keys(x).mT), -2) @ layer.values(x)
@@ -645,8 +233,8 @@ CLAIMS = (
         kind="identity",
         domain=cases(),
         subject=lambda case, layer, x: layer.selection(x),
-        measure=_chosen_measure("selection", "keys_per_expert"),
-        mutants=named(**_choice_mutants("selection")),
+        measure=choice_measure("selection", "keys_per_expert"),
+        mutants=named(**choice_mutants("selection")),
         structured=SEEDED,
         code=("unrolling.layers.mita:MiTA", "unrolling.layers.mita:top_indices"),
     ),
@@ -659,8 +247,8 @@ CLAIMS = (
         kind="identity",
         domain=cases(),
         subject=lambda case, layer, x: layer.routing(x),
-        measure=_chosen_measure("routing", "experts_per_query"),
-        mutants=named(**_choice_mutants("routing")),
+        measure=choice_measure("routing", "experts_per_query"),
+        mutants=named(**choice_mutants("routing")),
         structured=SEEDED,
         code=("unrolling.layers.mita:MiTA", "unrolling.layers.mita:top_indices"),
     ),
@@ -673,17 +261,17 @@ CLAIMS = (
         kind="exact",
         domain=cases(),
         subject=forward,
-        measure=_where_resolved(step_measure(_make, _paper_step, _frozen_regression, _step_condition, step_bend)),
+        measure=where_resolved(step_measure(make_mita, mita_paper_step, mita_regression, mita_condition, step_bend)),
         mutants=of_step(
-            shared_expert_left_out_or_added=_wrong_options(shared=lambda on: not on),
-            one_key_fewer=_wrong_options(keys_per_expert=lambda k: max(0, k - 1)),
-            one_expert_more=_wrong_options(experts_per_query=lambda s: s + 1),
-            duplicates_counted_otherwise=_wrong_options(deduplicate=lambda on: not on),
-            landmark_keys_scaled_otherwise=_wrong_options(twice_scaled=lambda on: not on),
-            scale_doubled=_wrong_options(scale=lambda s: 2 * s),
-            two_softmaxes_side_by_side=_reweighted(_apart),
-            uniform_weights=_reweighted(lambda w, m: torch.full_like(w, 1.0 / w.shape[-1])),
-            another_heads_experts=_other_experts,
+            shared_expert_left_out_or_added=wrong_options(shared=lambda on: not on),
+            one_key_fewer=wrong_options(keys_per_expert=lambda k: max(0, k - 1)),
+            one_expert_more=wrong_options(experts_per_query=lambda s: s + 1),
+            duplicates_counted_otherwise=wrong_options(deduplicate=lambda on: not on),
+            landmark_keys_scaled_otherwise=wrong_options(twice_scaled=lambda on: not on),
+            scale_doubled=wrong_options(scale=lambda s: 2 * s),
+            two_softmaxes_side_by_side=reweighted(side_by_side),
+            uniform_weights=reweighted(lambda w, m: torch.full_like(w, 1.0 / w.shape[-1])),
+            another_heads_experts=other_experts,
             shrinkage_dropped=lambda case, layer, x: x + case.step * layer.attention(x),
         ),
         structured=SEEDED,
@@ -696,8 +284,8 @@ CLAIMS = (
         "Two attentions merged by their log-sum-exps are one softmax over all their pairs.",
         r"$\sum_i \frac{e^{\ell_i}}{\sum_j e^{\ell_j}}\, V_i\,\mathrm{softmax}(x_i) ="
         r" [V_1, V_2]\,\mathrm{softmax}([x_1; x_2])$",
-        subject=lambda case, A, V, B, W: _merged(A, V, B, W),
-        measure=_merge_value,
+        subject=lambda case, A, V, B, W: merged(A, V, B, W),
+        measure=merge_value_measure,
         code=("unrolling.layers.mita:merge_attention",),
         mutants=named(
             equal_shares=lambda case, A, V, B, W: 0.5 * (torch.softmax(A, -1) @ V + torch.softmax(B, -1) @ W),
@@ -716,15 +304,15 @@ CLAIMS = (
         "merge.gradient",
         "The gradient of the merged attention is that of the single softmax, provided it flows through the log-sum-exps.",
         r"$\partial \langle g, o\rangle / \partial x_j = a_j\, g^\top (v_j - o)$",
-        subject=_gradient_of_merge(),
-        measure=_merge_gradient,
+        subject=gradient_of_merge(),
+        measure=merge_gradient_measure,
         code=("unrolling.layers.mita:merge_attention",),
         mutants=named(
-            not_through_the_log_sum_exps=_gradient_of_merge("lse"),
-            not_through_the_outputs=_gradient_of_merge("output"),
-            half=_gradient_of_merge(factor=0.5),
-            opposite_sign=_gradient_of_merge(factor=-1.0),
-            all_NaN=_gradient_of_merge(factor=float("nan")),
+            not_through_the_log_sum_exps=gradient_of_merge("lse"),
+            not_through_the_outputs=gradient_of_merge("output"),
+            half=gradient_of_merge(factor=0.5),
+            opposite_sign=gradient_of_merge(factor=-1.0),
+            all_NaN=gradient_of_merge(factor=float("nan")),
         ),
     ),
     Claim(
@@ -735,16 +323,16 @@ CLAIMS = (
         source=f"derived: full = (1 − δ) r + δ o, MiTA = (1 − σ) r + σ h, all in the hull of the values; {MITA} for σ = 0",
         kind="bound",
         domain=cases(batches=(0,), kinds=("gaussian",)),
-        subject=_bound,
-        measure=_bound_measure,
+        subject=mass_bound,
+        measure=bound_measure,
         mutants=named(
-            halved=lambda case, delta, sigma, largest: 0.5 * _bound(case, delta, sigma, largest),
-            doubled=lambda case, delta, sigma, largest: 2 * _bound(case, delta, sigma, largest),
+            halved=lambda case, delta, sigma, largest: 0.5 * mass_bound(case, delta, sigma, largest),
+            doubled=lambda case, delta, sigma, largest: 2 * mass_bound(case, delta, sigma, largest),
             landmarks_forgotten=lambda case, delta, sigma, largest: 2 * delta * largest,
             masses_added=lambda case, delta, sigma, largest: (delta + sigma) * largest,
             product_of_masses=lambda case, delta, sigma, largest: 2 * delta * (1 + sigma) * largest,
             zero=lambda case, delta, sigma, largest: 0 * delta,
-            all_NaN=lambda case, delta, sigma, largest: delta * np.nan,
+            all_NaN=lambda case, delta, sigma, largest: delta * float("nan"),
         ),
         structured=SEEDED,
         code=("unrolling.layers.mita:mita",),
@@ -758,15 +346,15 @@ CLAIMS = (
         source="natural to believe: the bound of restricted attention",
         kind="refuted",
         domain=cases(batches=(0,), kinds=("gaussian",), tokens=(2, 8)),
-        subject=lambda case, given, options: _with_delta(case, given, options),
-        measure=_published_measure,
+        subject=lambda case, given, options: with_delta(case, given, options),
+        measure=published_measure,
         mutants=named(
-            routed_experts_only_every_key_once=lambda case, given, options: _with_delta(
+            routed_experts_only_every_key_once=lambda case, given, options: with_delta(
                 case, given, options, shared=False, deduplicate=True
             ),
-            bound_by_both_masses_every_key_once=_with_both,
+            bound_by_both_masses_every_key_once=with_both,
             full_attention_itself=lambda case, given, options: (
-                full_attention(*given[:3], case.softmax_scale),
+                full_attention(given[0], given[1], given[2], case.softmax_scale),
                 torch.zeros(()),
             ),
         ),
@@ -783,12 +371,12 @@ CLAIMS = (
         "limits.full",
         "With all keys in every expert and no shared expert MiTA is full attention, however many experts a query has.",
         r"$k = N$, shared expert off: $V\,\mathrm{softmax}(s K^\top q)$",
-        subject=_mita(keys_per_expert=lambda case: case.tokens, shared=False, experts_per_query=experts_of),
+        subject=with_options(keys_per_expert=lambda case: case.tokens, shared=False, experts_per_query=experts_of),
         measure=operator(lambda case, Q, K, V, R: paper.attention(Q, K, V, case.softmax_scale)),
         mutants=named(
-            shared_expert_on=_mita(keys_per_expert=lambda case: case.tokens),
-            one_key_fewer=_mita(keys_per_expert=lambda case: max(1, case.tokens - 1), shared=False),
-            scale_doubled=_mita(
+            shared_expert_on=with_options(keys_per_expert=lambda case: case.tokens),
+            one_key_fewer=with_options(keys_per_expert=lambda case: max(1, case.tokens - 1), shared=False),
+            scale_doubled=with_options(
                 keys_per_expert=lambda case: case.tokens, shared=False, scale=lambda case: 2 * case.softmax_scale
             ),
             all_NaN=_nan,
@@ -798,12 +386,12 @@ CLAIMS = (
         "limits.agent",
         "Without routed experts MiTA is agent attention: the queries read the landmarks, which read the tokens.",
         r"$k = 0$: $V\,\mathrm{softmax}(s K^\top R)\,\mathrm{softmax}(s R^\top q)$",
-        subject=_mita(keys_per_expert=0),
+        subject=with_options(keys_per_expert=0),
         measure=operator(lambda case, Q, K, V, R: paper.agent_reads(Q, K, V, R, case.softmax_scale)),
         mutants=named(
-            landmark_keys_scaled_twice=_mita(keys_per_expert=0, twice_scaled=True),
-            one_key_an_expert=_mita(keys_per_expert=1),
-            broadcast_by_the_transpose=_agent_cbsa,
+            landmark_keys_scaled_twice=with_options(keys_per_expert=0, twice_scaled=True),
+            one_key_an_expert=with_options(keys_per_expert=1),
+            broadcast_by_the_transpose=broadcast_by_transpose,
             landmarks_for_their_values=lambda case, q, k, v, r: full_attention(q, r, r, case.softmax_scale),
             all_NaN=_nan,
         ),
@@ -813,7 +401,7 @@ CLAIMS = (
         "With queries of unit norm, every query its own landmark and no shared expert, MiTA is per-query top-k attention.",
         r"$\tilde{q}_i = q_i,\; \Vert q_i\Vert = 1,\; s = 1$: $V_S\,\mathrm{softmax}(s K_S^\top q_i),\;"
         r" S = \mathrm{top}_k(K^\top q_i)$",
-        subject=_self_routed,
+        subject=self_routed,
         measure=operator(
             lambda case, Q, K, V, R: paper.top_k_reads(Q, K, V, keys_of(case), case.softmax_scale), unit=True
         ),
@@ -823,7 +411,7 @@ CLAIMS = (
                 q, k, v, q, keys_per_expert=keys_of(case), scale=case.softmax_scale
             ),
             other_landmarks=lambda case, q, k, v, r: (
-                _self_routed(case, q, k, v, r)
+                self_routed(case, q, k, v, r)
                 if len(q) > 99
                 else mita(q, k, v, r, keys_per_expert=keys_of(case), shared=False, scale=case.softmax_scale)
             ),
@@ -841,10 +429,10 @@ CLAIMS = (
         source=f"natural to believe; {MITA}: routing by products",
         kind="refuted",
         domain=cases(batches=(0,), kinds=("gaussian",), tokens=(2, 8)),
-        subject=_self_routed,
-        measure=_any_norm,
+        subject=self_routed,
+        measure=any_norm_measure,
         mutants=named(
-            routed_to_themselves=_one_by_one,
+            routed_to_themselves=one_by_one,
             top_k_attention=lambda case, q, k, v, r: top_k_attention(q, k, v, keys_of(case), case.softmax_scale),
         ),
         structured=(Case(tokens=2, heads=1, head_dim=2, seed=4), Case(tokens=5, seed=4)),
@@ -858,13 +446,13 @@ CLAIMS = (
         "With blocks of consecutive tokens as experts and their mean keys as landmarks, MiTA is block routing as in MoBA.",
         r"$\mathrm{top}_s \{\bar{k}_b^\top q\}_b$, one softmax over the union of the blocks",
         source=f"{MITA}: taxonomy; MoBA, arXiv 2502.13189",
-        subject=lambda case, q, k, v, r: _as_blocks(case, q, k, v),
+        subject=lambda case, q, k, v, r: as_blocks(case, q, k, v),
         measure=operator(
             lambda case, Q, K, V, R: paper.block_reads(Q, K, V, block_of(case), 1 + case.seed % 2, case.softmax_scale)
         ),
         mutants=named(
-            first_key_for_the_mean=lambda case, q, k, v, r: _as_blocks(case, q, k, v, "first"),
-            one_block_more=lambda case, q, k, v, r: _as_blocks(case, q, k, v, count=2 + case.seed % 2),
+            first_key_for_the_mean=lambda case, q, k, v, r: as_blocks(case, q, k, v, "first"),
+            one_block_more=lambda case, q, k, v, r: as_blocks(case, q, k, v, count=2 + case.seed % 2),
             all_keys=lambda case, q, k, v, r: full_attention(q, k, v, case.softmax_scale),
             all_NaN=_nan,
         ),
@@ -873,7 +461,7 @@ CLAIMS = (
         "duplicates",
         "Keys that several of a query's experts hold weigh as often as they are held, as in the paper, or once if deduplicated.",
         r"$\sum_j c_j e^{s k_j^\top q} v_j / \sum_j c_j e^{s k_j^\top q}$, $c_j$ = number of the query's experts that hold $j$",
-        subject=_mita(
+        subject=with_options(
             keys_per_expert=keys_of,
             experts_per_query=experts_of,
             shared=False,
@@ -881,14 +469,16 @@ CLAIMS = (
         ),
         measure=operator(multiplicities),
         mutants=named(
-            the_other_way_round=_mita(
+            the_other_way_round=with_options(
                 keys_per_expert=keys_of,
                 experts_per_query=experts_of,
                 shared=False,
                 deduplicate=lambda case: not case.seed // 4 % 2,
             ),
-            always_once=_mita(keys_per_expert=keys_of, experts_per_query=experts_of, shared=False, deduplicate=True),
-            always_as_often=_mita(keys_per_expert=keys_of, experts_per_query=experts_of, shared=False),
+            always_once=with_options(
+                keys_per_expert=keys_of, experts_per_query=experts_of, shared=False, deduplicate=True
+            ),
+            always_as_often=with_options(keys_per_expert=keys_of, experts_per_query=experts_of, shared=False),
             all_NaN=_nan,
         ),
     ),
@@ -1005,7 +595,7 @@ CLAIMS = (
         subject=lambda case, q, k, v, r: agent_attention(q, k, v, r, case.softmax_scale),
         measure=operator(lambda case, Q, K, V, R: paper.agent_reads(Q, K, V, R, case.softmax_scale)),
         mutants=named(
-            broadcast_by_the_transpose=_agent_cbsa,
+            broadcast_by_the_transpose=broadcast_by_transpose,
             scale_once=lambda case, q, k, v, r: full_attention(q, r, full_attention(r, k, v, 1.5), case.softmax_scale),
             keys_for_values=lambda case, q, k, v, r: agent_attention(q, k, k, r, case.softmax_scale),
             all_NaN=_nan,
@@ -1045,7 +635,7 @@ CLAIMS = (
         ),
         measure=operator(
             lambda case, Q, K, V, R: paper.compressed_block_reads(
-                Q, K, V, block_of(case), experts_of(case), gates(case).double().numpy(), case.softmax_scale
+                Q, K, V, block_of(case), experts_of(case), gates(case).tolist(), case.softmax_scale
             )
         ),
         mutants=named(

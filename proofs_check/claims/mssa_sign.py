@@ -85,7 +85,7 @@ def _attack(case: Case, steps: int = 40) -> Case:
         if float(cosine.detach()) < best:
             best = float(cosine.detach())
             found = (x.detach().numpy().copy(), float(beta.detach()))
-        cosine.backward()  # type: ignore[no-untyped-call]
+        cosine.backward()
         optimiser.step()
     tokens, beta_found = found
     d = tokens.shape[1]

@@ -652,6 +652,11 @@ CLAIMS = (
             no_op=lambda case, f, x, step, retraction: (x, *certified(case, f, x, step, retraction)[1:]),
             ascent=longer(-1.0),
             a_tenth_of_the_step=longer(0.1),
+            gradient_forgotten=lambda case, f, x, step, retraction: (
+                RiemannianStep(retraction)(f, x, (k := step / float(f.lipschitz(x)))),
+                k,
+                step / k,
+            ),
             curvature_forgotten=lambda case, f, x, step, retraction: (
                 *certified(case, f, x, step, retraction)[:2],
                 -certified(case, f, x, step, retraction)[2],

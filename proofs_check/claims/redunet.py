@@ -38,13 +38,17 @@ def _classes(case: Case) -> int:
 
 
 def _training(case: Case) -> tuple[Tensor, Tensor]:
-    """A training set of the tokens' size, three tokens a class and more: ``(tokens, dim)``, and its memberships."""
+    """A training set of half the tokens' size, three tokens a class and more: ``(tokens, dim)``, and its memberships."""
     classes = _classes(case)
     count = 3 * classes + case.tokens % 3
-    x = (max(case.scale, 1e-3) * case.draw("training", count, case.dim)).to(case.torch_dtype)
+    x = (_size(case) * case.draw("training", count, case.dim)).to(case.torch_dtype)
     if case.seed % 3 == 2:
         return x, one_hot_memberships(torch.arange(count) % classes, classes, case.torch_dtype)
     return x, memberships(case, classes, count)
+
+
+def _size(case: Case) -> float:
+    return 0.5 * max(case.scale, 1e-3)
 
 
 def _kappa(case: Case) -> float:
@@ -53,32 +57,48 @@ def _kappa(case: Case) -> float:
 
 
 def _sharpness(case: Case) -> float:
-    """λ for which scores λ‖C_k z‖ are near 8: ‖C_k z‖ is about d‖z‖/(n_k (ε² + ‖z‖²)). Even memberships reduce no rate."""
-    size = max(case.scale, 1e-3)
-    return 24.0 * (case.epsilon**2 + case.dim * size**2) / (case.dim**1.5 * size)
+    """λ for which scores λ‖C_k z‖ are near 3: C_k is about d/(3 (ε² + d size²)). Even memberships reduce no rate."""
+    return 4.0 * (case.epsilon**2 + case.dim * _size(case) ** 2) / (case.dim**1.5 * _size(case))
 
 
 def _layer(case: Case, form: str, **more: Any) -> ReduNet:
-    x, Pi = _training(case)
+    """A layer whose operators are single-precision numbers, so that it is the same layer in every precision."""
+    x, Pi = _training(dataclasses.replace(case, dtype="float64"))
     options = {"step_size": _kappa(case), "sharpness": _sharpness(case), "epsilon": case.epsilon}
-    return ReduNet.construct(x, Pi, form=form, **(options | more)).to(case.torch_dtype)
+    layer = ReduNet.construct(x, Pi, form=form, **(options | more))
+    for name in ("E", "C", "gamma"):
+        operator = getattr(layer, name)
+        scale = 2.0 ** np.floor(np.log2(float(operator.abs().max())))
+        operator.copy_((operator / scale).float().double() * scale)
+    return layer.to(case.torch_dtype)
+
+
+def _fresh(case: Case, **more: Any) -> ReduNet:
+    """A layer constructed in the precision of the case."""
+    x, Pi = _training(case)
+    return ReduNet.construct(x, Pi, epsilon=case.epsilon, sharpness=_sharpness(case), form="constructed", **more)
 
 
 def _recomputed(case: Case) -> ReduNet:
-    return _layer(case, "recomputed")
+    return _layer(case, "recomputed", step_size=1000 * _kappa(case))
 
 
 def _constructed(case: Case) -> ReduNet:
-    return _layer(case, "constructed")
+    return _layer(case, "constructed", step_size=1000 * _kappa(case))
 
 
 def _operators(case: Case) -> tuple[Array, list[Array], list[float]]:
     x, Pi = _training(case)
-    return paper.redunet_operators(columns(x), Pi.double().numpy(), case.epsilon)
+    return paper.redunet_operators(columns(x), Pi.numpy(), case.epsilon)
 
 
-def _estimated(case: Case, Z: Array) -> Array:
-    return paper.redunet_memberships(Z, _operators(case)[1], _sharpness(case))
+def _held(layer: ReduNet) -> tuple[Array, list[Array], list[float]]:
+    """The operators that a layer holds; that they are the paper's is redunet.operators."""
+    return layer.E.numpy(), list(layer.C.numpy()), layer.gamma.tolist()
+
+
+def _estimated(case: Case, layer: ReduNet, Z: Array) -> Array:
+    return paper.redunet_memberships(Z, _held(layer)[1], _sharpness(case))
 
 
 def _operator_condition(case: Case) -> float:
@@ -87,15 +107,15 @@ def _operator_condition(case: Case) -> float:
 
 
 def _score_condition(case: Case, layer: ReduNet, z: Tensor) -> float:
-    """Operators carry eps · condition; scores of size λ‖C_k‖‖z‖ turn that into as much more of a membership."""
+    """Scores λ‖C_k z‖ are off by eps λ‖C_k‖‖z‖, and memberships by as much of their size."""
     largest = float(torch.linalg.matrix_norm(layer.C, 2).max()) * float(z.norm(dim=-1).max())
-    return _operator_condition(case) * (1.0 + _sharpness(case) * largest)
+    return 1.0 + _sharpness(case) * largest
 
 
 def _operators_measure(subject: Any, case: Case) -> Measurement:
     exact = reference(dataclasses.replace(case, batch=0, given=None))
     case = dataclasses.replace(case, batch=0, given=None)
-    E, C, gamma = subject(case, _constructed(case))
+    E, C, gamma = subject(case, _fresh(case))
     want_E, want_C, want_gamma = _operators(exact)
     condition = _operator_condition(exact)
     return combine(
@@ -113,7 +133,7 @@ def _memberships_measure(subject: Any, case: Case) -> Measurement:
     x, exact = case.x(), reference(case)
     layer, got, parts = _constructed(exact), subject(case, _constructed(case), x).double(), []
     for g, (point,) in zip(got.reshape(-1, *got.shape[-2:]), slices(exact.x()), strict=True):
-        want = _estimated(exact, columns(point))
+        want = _estimated(exact, layer, columns(point))
         condition = _score_condition(exact, layer, point)
         parts.append(identity("π̂", g, want, case.dtype, condition))
         parts.append(identity("rows sum to 1", g.sum(-1), np.ones(len(want)), case.dtype, condition))
@@ -121,20 +141,29 @@ def _memberships_measure(subject: Any, case: Case) -> Measurement:
 
 
 def _recomputed_condition(case: Case, layer: ReduNet, z: Tensor) -> float:
-    """Systems solved, and memberships off by a relative δ: they move (I + βC_k)⁻¹ by at most 2δ √condition."""
     Pi = layer.memberships(z)
     expansion = CodingRate(case.epsilon).gradient(z)
     total = RateReduction(Pi, case.epsilon).gradient(z)
-    lost, solved = cancelled([expansion, total + expansion], total), class_condition(case, Pi, z)
-    return lost * (solved + 3.0 * solved**0.5 * _score_condition(case, layer, z))
+    solved = class_condition(case, Pi, z) * cancelled([expansion, total + expansion], total)
+    return solved + _membership_condition(case, layer, z)
+
+
+def _membership_condition(case: Case, layer: ReduNet, z: Tensor) -> float:
+    """Memberships off by a relative δ: what that moves the step is tried three times, and doubled."""
+    Pi, moved = layer.memberships(z), 0.0
+    start = layer(z, Pi)
+    for trial in range(3):
+        signs = torch.from_numpy(case.rng(f"perturbed {trial}").choice([-1e-6, 1e-6], tuple(Pi.shape)))
+        off = layer(z, Pi * (1.0 + signs)) - start
+        moved = max(moved, *(norm(o) / max(norm(s), 1e-300) for o, s in slices(off, start - z)))
+    return 2e6 * moved * _score_condition(case, layer, z)
 
 
 def _constructed_condition(case: Case, layer: ReduNet, z: Tensor) -> float:
-    """What the operators lose, relative to an update in which expansion and compression cancel."""
+    """What the products with the operators lose, relative to an update in which expansion and compression cancel."""
     norms = float(torch.linalg.matrix_norm(layer.E, 2) + (layer.gamma * torch.linalg.matrix_norm(layer.C, 2)).max())
-    update = layer(z) - z
-    size = min(norm(part) for (part,) in slices(update)) / float(layer.step.detach())
-    return _score_condition(case, layer, z) * (1.0 + norms * norm(z) / size) if size else 1e300
+    size = min(norm(part) for (part,) in slices(layer(z) - z)) / float(layer.step.detach())
+    return 1.0 + norms * norm(z) / size + _membership_condition(case, layer, z) if size else 1e300
 
 
 def _still(make: Any, measure: Any) -> Any:
@@ -158,22 +187,22 @@ def _still(make: Any, measure: Any) -> Any:
 
 
 def _recomputed_step(case: Case, layer: ReduNet, Z: Array, b: int) -> Array:
-    Pi = _estimated(case, Z)
+    Pi = _estimated(case, layer, Z)
     return paper.redunet_layer(Z, Pi, *paper.redunet_operators(Z, Pi, case.epsilon), layer.step.item())
 
 
 def _frozen_reduction(case: Case, layer: ReduNet, z: Tensor, b: int) -> Any:
-    Pi = _estimated(case, columns(z.reshape(-1, *z.shape[-2:])[b]))
+    Pi = _estimated(case, layer, columns(z.reshape(-1, *z.shape[-2:])[b]))
     return lambda Z: -paper.rate_reduction(Z, Pi, case.epsilon)
 
 
 def _constructed_step(case: Case, layer: ReduNet, Z: Array, b: int) -> Array:
-    return paper.redunet_layer(Z, _estimated(case, Z), *_operators(case), layer.step.item())
+    return paper.redunet_layer(Z, _estimated(case, layer, Z), *_held(layer), layer.step.item())
 
 
 def _frozen_quadratic(case: Case, layer: ReduNet, z: Tensor, b: int) -> Any:
-    Pi = _estimated(case, columns(z.reshape(-1, *z.shape[-2:])[b]))
-    E, C, gamma = _operators(case)
+    Pi = _estimated(case, layer, columns(z.reshape(-1, *z.shape[-2:])[b]))
+    E, C, gamma = _held(layer)
     return lambda Z: -paper.linearised_rate_reduction(Z, Pi, E, C, gamma)
 
 
@@ -206,7 +235,7 @@ def _training_set(subject: Any, case: Case) -> Measurement:
     exact = reference(dataclasses.replace(case, batch=0, given=None))
     x, Pi = _training(exact)
     with torch.no_grad():
-        got = subject(exact, _constructed(exact), x, Pi) - x
+        got = subject(exact, _fresh(exact, step_size=1000 * _kappa(exact)), x, Pi) - x
         want = _recomputed(exact)(x, Pi) - x
     expansion, total = CodingRate(exact.epsilon).gradient(x), RateReduction(Pi, exact.epsilon).gradient(x)
     lost = cancelled(
@@ -223,7 +252,7 @@ def _layer_size(case: Case) -> Tensor:
 
 def _ascent(subject: Any, case: Case) -> Measurement:
     exact = reference(dataclasses.replace(case, batch=0))
-    layer, x = _recomputed(exact), exact.x()
+    layer, x = _layer(exact, "recomputed"), exact.x()
     Pi = layer.memberships(x)
     with torch.no_grad():
         after, promised = subject(exact, layer, x, RateReduction(Pi, exact.epsilon).gradient(x))
@@ -280,7 +309,7 @@ CLAIMS = (
         measure=_operators_measure,
         mutants=named(
             epsilon_for_its_square=lambda case, layer: _parts(
-                case, _layer(dataclasses.replace(case, epsilon=case.epsilon**0.5 * 1.01), "constructed", sharpness=1.0)
+                case, _fresh(dataclasses.replace(case, epsilon=case.epsilon**0.5 * 1.01))
             ),
             classes_reversed=lambda case, layer: (layer.E, layer.C.flip(0), layer.gamma),
             N_for_the_members=lambda case, layer: (layer.E, layer.C * layer.gamma[:, None, None], layer.gamma),
@@ -327,7 +356,7 @@ CLAIMS = (
             step_measure(_recomputed, _recomputed_step, _frozen_reduction, _recomputed_condition, rate_bend),
         ),
         mutants=of_step(
-            epsilon_for_its_square=_with(lambda case: _layer(case, "recomputed"), epsilon=lambda e: e**0.5 * 1.01),
+            epsilon_for_its_square=_with(lambda case: _recomputed(case), epsilon=lambda e: e**0.5 * 1.01),
             constructed_form=lambda case, layer, x: _constructed(case)(x),
             memberships_not_frozen=_unfrozen,
             another_classes_memberships=_with(Pi=lambda Pi: Pi.roll(1, -2)),

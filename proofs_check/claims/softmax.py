@@ -204,8 +204,8 @@ def _total(case: Case, layer: SoftmaxAttention, x: Tensor, frozen: tuple[str, ..
         weights, values = (
             part.detach() if name in frozen else part for name, part in (("weights", weights), ("values", values))
         )
-        outputs, bias = (torch.from_numpy(np.stack(part)) for part in output_blocks(case))
-        towards = case.heads * (values @ outputs.mT) + bias
+        outputs, bias = output_blocks(case)
+        towards = case.heads * (values @ torch.from_numpy(np.stack(outputs)).mT) + torch.from_numpy(bias)
         gaps = (z[None, :, None, :] - towards[:, None]).square().sum(-1)
         (full,) = torch.autograd.grad(0.5 * (weights * gaps).sum() / case.heads, z)
     return x - layer.attention(x).detach(), full
@@ -227,9 +227,11 @@ def _frozen_measure(subject: Any, case: Case) -> Measurement:
         V = rng.standard_normal(Z.shape)
         V = V / norm(V) + (columns(g) / size if 0 < size < np.inf else 0)
         bend = 0.1 * exact.scale / (1 + exact.softmax_scale * exact.scale**2)
-        slope, error = richardson_derivative(
-            lambda t, V=V, moving=moving: value(Z + t * V, Z + t * V if moving else Z), bend
-        )
+
+        def along(t: float, V: NDArray[np.float64] = V, moving: bool = moving) -> float:
+            return value(Z + t * V, Z + t * V if moving else Z)
+
+        slope, error = richardson_derivative(along, bend)
         claimed = float((columns(g) * V).sum())
         allowed = max(1e-7, 20 * error / max(abs(slope), 1e-300)) + 1e-12 * start / max(abs(slope), 1e-300)
         if (allowed < 1e-2 and slope != 0) or claimed != claimed:

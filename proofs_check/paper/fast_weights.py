@@ -98,7 +98,7 @@ def mita_support(
     options: dict[str, bool],
 ) -> tuple[Array, Array]:
     """One query's scores, and the values they belong to in columns: landmarks first, then the routed pairs one by one."""
-    scores: list[float] = []
+    scores: list[Any] = []
     values: list[Array] = []
     if options["shared"]:
         for i in range(R.shape[1]):

@@ -99,7 +99,7 @@ def merge_attention(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
     """
     shares = torch.softmax(torch.stack([lse for _, lse in parts], dim=-1), dim=-1)
     outputs = torch.stack([output for output, _ in parts], dim=-2)
-    return (shares.unsqueeze(-2) @ outputs).squeeze(-2)
+    return (shares.unsqueeze(-1) * outputs).sum(-2)
 
 
 def top_indices(scores: Tensor, count: int) -> Tensor:
@@ -167,7 +167,7 @@ class MiTA(AttentionLayer):
         class_tokens: how many leading tokens stay out of the pooling. keys_per_expert, experts_per_query, shared,
         deduplicate, twice_scaled: as for :func:`unrolling.mita`. The others: as for SoftmaxAttention.
     Cost
-        multiply-adds ``4 N d² + 4 N m d + 2 N s k d``: the scores that route a query are those of the shared expert,
+        multiply-adds of matrix products ``4 N d² + 4 N m d + 2 N s k d``: the scores that route a query are those of the shared expert,
         so that the paper's count, with another N m d for routing, is not reached. Without the shared expert 2 N m d less.
     Source
         MiTA, arXiv 2602.01219. Published: DeiT 25 landmarks and 25 keys, ViT-5 25 and 30, Segmenter 49 and 49; s = 1.
