@@ -52,8 +52,8 @@ class VariationalRate(Objective):
     ------
         ValueError for ε ≤ 0, columns that are not orthonormal, memberships off the simplex, sizes that do not fit.
     Claims
-        rate_reduction.variational.value, rate_reduction.variational.gradient, rate_reduction.variational.bound,
-        rate_reduction.variational.smoothness, tssa.step, tssa.channel
+        variational_rate.value, variational_rate.gradient, variational_rate.bound,
+        variational_rate.smoothness, tssa.step, tssa.channel
     """
 
     U: Tensor
@@ -116,7 +116,7 @@ class SoftVariationalRate(Objective):
     ------
         ValueError as VariationalRate.
     Claims
-        rate_reduction.variational.full_gradient, tssa.freezing
+        variational_rate.full_gradient, tssa.freezing
     """
 
     U: Tensor
@@ -194,7 +194,7 @@ class PrefixVariationalRate(Objective):
     ------
         ValueError as VariationalRate, and for a past that is negative or of other sizes.
     Claims
-        rate_reduction.variational.prefixes, tssa.causal.step, tssa.causal.potential
+        variational_rate.prefixes, tssa.causal.step, tssa.causal.potential
     """
 
     U: Tensor

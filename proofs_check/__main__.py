@@ -21,7 +21,7 @@ from .counterexample import replay, save_all
 from .inputs import InputError, TokenInput, default_image, from_image, from_tokens
 from .run import PROFILES, Campaign, run_claim
 from .session import result, run_all, summary_line
-from .table import layers_table
+from .table import fast_weights_table, layers_table
 
 __all__ = ["main"]
 
@@ -110,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("list", help="list the claims, or the layers as a table")
     form = listing.add_mutually_exclusive_group()
     form.add_argument("--markdown", action="store_true", help="the table of layers, in Markdown")
+    form.add_argument("--fast-weights", action="store_true", help="efficient attention as fast weights, in Markdown")
     form.add_argument("--json", action="store_true", help="the claims as JSON")
     listing.set_defaults(command=_list)
 
@@ -225,6 +226,8 @@ def _select(names: list[str]) -> tuple[Claim, ...]:
 def _list(options: argparse.Namespace) -> int:
     if options.markdown:
         print(layers_table())
+    elif options.fast_weights:
+        print(fast_weights_table())
     elif options.json:
         keys = ("id", "stem", "kind", "statement", "equation", "source", "frozen", "correction", "code")
         rows = [

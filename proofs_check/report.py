@@ -21,6 +21,7 @@ from .report_claim import MEANING, Context, card, count, css_class
 from .report_style import CSS
 from .run import PROFILES
 from .signs import sign_table, sign_table_html
+from .table import FAST_WEIGHTS, fast_weights_rows
 from .typeset import Typesetter
 
 __all__ = ["counterexamples_beside", "render", "write"]
@@ -42,13 +43,15 @@ FIRST = (
     (("refuted", "open"), "Refuted and open", "statements that are false, and questions"),
 )
 
+FAST = "MiTA and fast weights"
+
 PAPERS = {
     "Coding rates: MCR², ReduNet": ("coding_rate", "rate_reduction", "redunet"),
     "CRATE": ("mssa", "sparse_coding", "ista", "crate"),
     "ToST": ("tssa",),
     "CBSA": ("representatives", "cbsa"),
     "DEPICT": ("pca", "depict"),
-    "MiTA and fast weights": ("kernel_regression", "softmax", "mita"),
+    FAST: ("kernel_regression", "softmax", "mita"),
     "Energies: Hopfield, Energy Transformer": ("softmax_energy", "hopfield", "symmetric", "energy_transformer"),
     "AoT": ("subspace_denoising", "aot"),
 }
@@ -100,6 +103,7 @@ def render(
     kind = "drawn inputs" if source is None else source.name
     body = "".join(
         f'<section class="group"><h2>{escape(title)} <small>{escape(note)}</small></h2>'
+        + (_fast_weights() if title == FAST else "")
         + "".join(card(verdict, claims.get(verdict.id), anchors[id(verdict)], context) for verdict in chosen)
         + "</section>\n"
         for title, note, chosen in _groups(verdicts)
@@ -195,6 +199,17 @@ def _signs(run: Mapping[str, Any], source: TokenInput | None) -> str:
     seed = run.get("seed")
     return sign_table_html(
         sign_table(None if source is None else source.tokens, seed if isinstance(seed, int) and seed >= 0 else 0)
+    )
+
+
+def _fast_weights() -> str:
+    rows, note = fast_weights_rows()
+    head = "".join(f"<th>{escape(name)}</th>" for name in FAST_WEIGHTS)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return (
+        '<p class="note">Attention is a two-layer network with the keys and values as its weights; the efficient forms'
+        f" compress it, route to parts of it, or both. {escape(note)}</p>"
+        f'<div class="wide"><table class="weights"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     )
 
 

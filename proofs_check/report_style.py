@@ -72,6 +72,10 @@ code, pre { font-family: var(--mono); font-size: .86em; }
 .lesson figure { margin: 0; }
 .lesson h3 { margin-bottom: .6rem; }
 .lesson .caption { grid-column: 1 / -1; max-width: 92ch; margin: 0; }
+.weights { border-collapse: collapse; font-size: .86rem; min-width: 60rem; width: 100%; margin: .8rem 0 1.6rem; }
+.weights th { text-align: left; font-weight: 600; padding: .3rem .7rem .3rem 0; vertical-align: bottom; }
+.weights td { padding: .3rem .7rem .3rem 0; border-top: 1px solid var(--line); vertical-align: top; }
+.weights td:nth-last-child(-n+2), .weights th:nth-last-child(-n+2) { text-align: right; white-space: nowrap; }
 .certificate { color: var(--holds); font-size: .92rem; border-left: 3px solid var(--holds); padding-left: .7rem; }
 .band { max-width: 77rem; margin: 0 auto; padding: 0 1.5rem; }
 .ledger figure { margin: 1.4rem 0 0; }
@@ -84,6 +88,7 @@ code, pre { font-family: var(--mono); font-size: .86em; }
 .signs tbody th { text-align: left; font-weight: 400; padding-left: 0; position: sticky; left: 0; background: var(--page); }
 .signs td { text-align: right; padding: .25rem .6rem; border-top: 1px solid var(--line); }
 .signs tbody th { border-top: 1px solid var(--line); }
+.signs thead td { border: 0; }
 .signs td.down { color: var(--holds); }
 .signs td.up { color: var(--fails); }
 .signs td small { display: block; color: var(--soft); font-size: .78rem; white-space: nowrap; }

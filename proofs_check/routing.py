@@ -350,8 +350,9 @@ def bound_measure(subject: Any, case: Case) -> Measurement:
     apart = norm(two[0, 0] - full_attention(q[None], keys, values, exact.softmax_scale)[0, 0])
     attained = subject(case, np.array([share]), np.array([0.0]), norm(v))
     done.append(Comparison("attained by two opposite values", abs(float(attained[0]) / apart - 1), 1e-9))
-    tight = error / np.maximum(2 * np.maximum(delta, sigma) * largest, 1e-300)
-    return Measurement(tuple(done), values={"largest share of the bound reached": float(tight.max())})
+    mass = np.maximum(delta, sigma)
+    tight = (error / (2 * np.maximum(mass, 1e-9) * largest))[mass > 1e-9]
+    return Measurement(tuple(done), values={"largest share of the bound reached": float(tight.max(initial=0.0))})
 
 
 def published_options(case: Case) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def _families(seed: int, tokens: NDArray[np.float64] | None) -> dict[str, Tensor
     families = {"Gaussian": gaussian, "in three subspaces": inside + 0.05 * gaussian}
     if tokens is not None and tokens.shape[1] >= DIM and len(tokens) >= 2 * TOKENS:
         chosen = np.stack([rng.permutation(len(tokens))[:TOKENS] for _ in range(DRAWS)])
-        families["of the input"] = tokens[chosen][..., :DIM]
+        families["patches of the input"] = tokens[chosen][..., :DIM]
     made = {}
     for name, sets in families.items():
         size = np.sqrt((sets**2).sum(-1).mean(-1))[:, None, None]
@@ -127,4 +127,5 @@ def _td(cell: Cell) -> str:
     kind = "down" if cell.falls == 1 else "up" if cell.falls == 0 and cell.change > 0 else "mixed"
     share = "" if kind != "mixed" else f"<small>falls in {cell.falls:.0%}</small>"
     number = f"{cell.change:+.0%}" if abs(cell.change) >= 0.0995 else f"{cell.change:+.1%}"
+    number = "≈ 0" if abs(cell.change) < 5e-4 else number
     return f'<td class="{kind}">{number.replace("-", "−")}{share}</td>'

@@ -3,25 +3,39 @@
 from __future__ import annotations
 
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from objectives import ClassTokensOnly, Objective
+from objectives import ClassTokensOnly, Composite, Objective, one_hot_memberships
 from unrolling import (
     CBSA,
+    ISTA,
     MSCA,
     MSSA,
     SVD,
+    TSSA,
     AoT,
     Axes,
     EnergyTransformer,
+    MiTA,
+    OvercompleteISTA,
+    ReduNet,
     SequencePool,
+    SoftmaxAttention,
     SymmetricAttention,
     Tokens,
     UnrolledLayer,
+    taxonomy,
 )
 
 from .claims import find
 
-__all__ = ["layers_table"]
+__all__ = ["FAST_WEIGHTS", "fast_weights_rows", "fast_weights_table", "layers_table"]
+
+
+def _redunet(form: str) -> ReduNet:
+    """A layer built from fifteen tokens of three classes."""
+    tokens = torch.randn(15, 12, generator=torch.Generator().manual_seed(0))
+    return ReduNet.construct(tokens, one_hot_memberships(torch.arange(15) % 3, dtype=tokens.dtype), form=form)
 
 
 def _rows() -> list[tuple[str, str, UnrolledLayer, str]]:
@@ -60,6 +74,10 @@ def _rows() -> list[tuple[str, str, UnrolledLayer, str]]:
             CBSA(12, 3, representatives=pool, form="agent"),
             "cbsa.special.agent",
         ),
+        ("TSSA, token statistics", "exact", TSSA(12, 3), "tssa.step"),
+        ("TSSA, causal", "exact", TSSA(12, 3, causal=True), "tssa.causal.step"),
+        ("ReduNet, operators of its own tokens", "recomputed", _redunet("recomputed"), "redunet.step.recomputed"),
+        ("ReduNet, operators of a training set", "constructed", _redunet("constructed"), "redunet.step.constructed"),
         ("symmetric attention", "tied", SymmetricAttention(12, 3), "symmetric.step.tied"),
         ("symmetric attention", "general", SymmetricAttention(12, 3, form="general"), "symmetric.step.general"),
         (
@@ -74,6 +92,10 @@ def _rows() -> list[tuple[str, str, UnrolledLayer, str]]:
             EnergyTransformer(12, 3),
             "energy_transformer.step.normalised",
         ),
+        ("softmax attention", "any projections", SoftmaxAttention(12, 3), "softmax.step.exact"),
+        ("MiTA", "any experts", MiTA(12, 3, landmarks=pool, keys_per_expert=2), "mita.step.exact"),
+        ("ISTA, CRATE's feed-forward block", "proximal", ISTA(12), "ista.step"),
+        ("CRATE-α's block, tied, without residual", "size 1", OvercompleteISTA(12), "ista.overcomplete.step"),
         ("AoT", "softmax", AoT(12, 3, form="softmax"), "aot.step.softmax"),
         ("AoT", "threshold", AoT(12, 3), "aot.step.threshold"),
         ("MSCA (DEPICT), on the class tokens", "exact", MSCA(12, 3, class_tokens=2), "depict.step.exact"),
@@ -87,7 +109,9 @@ def _rows() -> list[tuple[str, str, UnrolledLayer, str]]:
 
 
 def _named(objective: Objective) -> str:
-    """The name of the class; of the objective inside where it is one of the class tokens."""
+    """The name of the class; of the objective inside where it is one of the class tokens, or of both parts of a sum."""
+    if isinstance(objective, Composite):
+        return f"{type(objective.smooth).__name__} + {type(objective.nonsmooth).__name__}"
     return type(objective.objective if isinstance(objective, ClassTokensOnly) else objective).__name__
 
 
@@ -108,3 +132,37 @@ def layers_table() -> str:
             f" {'–' if stands_in is None else f'`{_named(stands_in)}`'} | `{claim}` |"
         )
     return "\n".join(lines)
+
+
+FAST_WEIGHTS = ("method", "scaling", "experts", "construction", "routing", "multiply-adds", "counted", "of full")
+
+
+def fast_weights_rows() -> tuple[list[tuple[str, ...]], str]:
+    """Efficient attention as fast weights, by :data:`FAST_WEIGHTS`, and a note on the sizes.
+
+    Every method is run once, and its multiply-adds counted on the way.
+    """
+    N, heads, p, m, k, n = 256, 3, 8, 16, 16, 16
+    noise = torch.Generator().manual_seed(0)
+    q, key, v = (torch.randn(heads, N, p, generator=noise) for _ in range(3))
+    made: list[tuple[str, ...]] = []
+    full = 0.0
+    for row in taxonomy(m, k, n):
+        with FlopCounterMode(display=False) as counter:
+            row.run(q, key, v)
+        counted = counter.get_total_flops() / 2
+        full = full or counted
+        words = (row.name, row.strategy, row.experts, row.construction, row.topology, row.cost)
+        made.append((*words, f"{counted:,.0f}", f"{counted / full:.1%}"))
+    note = (
+        f"Counted for N = {N} tokens, {heads} heads of p = {p}, d = {heads * p}, m = {m} landmarks, k = {k} keys, blocks of"
+        f" n = {n}, s = 1; matrix products only, without the projections."
+    )
+    return made, note
+
+
+def fast_weights_table() -> str:
+    """The same in Markdown."""
+    rows, note = fast_weights_rows()
+    lines = [FAST_WEIGHTS, tuple("---" for _ in FAST_WEIGHTS), *rows]
+    return "\n".join([*("| " + " | ".join(line) + " |" for line in lines), "", note])

@@ -157,7 +157,7 @@ def inputs_for(
     rng = np.random.default_rng(seed)
     # Square matrices hide mistakes of sides: a head's width is a divisor of dim, and a number of tokens to try.
     divisors = [n for n in range(1, min(dim, 64) + 1) if dim % n == 0]
-    sizes = sorted({1, 2, 3, 5, *divisors, width or 1, dim, dim + 3}) if count is None else [count]
+    sizes = sorted({*range(1, 9), *divisors, width or 1, dim, dim + 3}) if count is None else [count]
     sizes += [2 * dim + 1] if count is None else []
     single = dtype == torch.float32
     lone = 0 if 2 in axes else 1

@@ -192,10 +192,11 @@ def test_claims_named_in_docstrings_exist_and_code_named_in_claims_too():
             assert hasattr(importlib.import_module(module), name)
 
 
-def test_the_readmes_table_is_the_generated_one():
-    command = [sys.executable, "-m", "proofs_check", "list", "--markdown"]
+@pytest.mark.parametrize(("option", "name"), [("--markdown", "table"), ("--fast-weights", "fast weights")])
+def test_the_readmes_tables_are_the_generated_ones(option, name):
+    command = [sys.executable, "-m", "proofs_check", "list", option]
     generated = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
-    inside = re.search(r"<!-- table: begin -->\n(.*?)<!-- table: end -->", (ROOT / "README.md").read_text(), re.S)
+    inside = re.search(rf"<!-- {name}: begin -->\n(.*?)<!-- {name}: end -->", (ROOT / "README.md").read_text(), re.S)
     assert inside.group(1) == generated
 
 

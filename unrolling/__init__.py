@@ -8,7 +8,6 @@ if not hasattr(_objectives, "SubspaceCodingRate"):
         "of that name. Rename that file, or use a virtual environment of its own for attention-as-descent."
     )
 
-from .attention import AttentionLayer
 from .base import UnrolledLayer
 from .fast_weights import (
     FAST_WEIGHTS,
@@ -19,6 +18,7 @@ from .fast_weights import (
     full_attention,
     linear_attention,
     projected_attention,
+    taxonomy,
     top_k_attention,
 )
 from .layers.aot import AoT
@@ -63,7 +63,6 @@ __all__ = [
     "AlternatingStep",
     "AoT",
     "ArmijoStep",
-    "AttentionLayer",
     "Axes",
     "DepictDecoder",
     "DepictRecord",
@@ -102,6 +101,7 @@ __all__ = [
     "projected_attention",
     "retract",
     "tangent",
+    "taxonomy",
     "top_indices",
     "top_k_attention",
 ]

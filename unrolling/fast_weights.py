@@ -26,6 +26,7 @@ __all__ = [
     "full_attention",
     "linear_attention",
     "projected_attention",
+    "taxonomy",
     "top_k_attention",
 ]
 

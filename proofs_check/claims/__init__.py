@@ -30,11 +30,13 @@ from . import (
     subspace_denoising,
     symmetric,
     tssa,
+    variational_rate,
 )
 
 CLAIMS: tuple[Claim, ...] = (
     *coding_rate.CLAIMS,
     *rate_reduction.CLAIMS,
+    *variational_rate.CLAIMS,
     *representatives.CLAIMS,
     *softmax_energy.CLAIMS,
     *sparse_coding.CLAIMS,

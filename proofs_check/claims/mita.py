@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from unrolling import (
     LearnedQueries,
@@ -19,9 +20,9 @@ from unrolling import (
     merge_attention,
     mita,
     projected_attention,
+    taxonomy,
     top_k_attention,
 )
-from unrolling.fast_weights import taxonomy
 
 from .. import paper
 from ..claim import Claim, Comparison, Measurement
@@ -73,7 +74,7 @@ from ..routing import (
 from ..strategies import STRUCTURED, Case, cases
 from ..tolerance import tolerance
 from .coding_rate import _count
-from .softmax import step_bend
+from .softmax import away_from_rest, step_bend
 
 __all__ = ["CLAIMS"]
 
@@ -261,7 +262,11 @@ CLAIMS = (
         kind="exact",
         domain=cases(),
         subject=forward,
-        measure=where_resolved(step_measure(make_mita, mita_paper_step, mita_regression, mita_condition, step_bend)),
+        measure=where_resolved(
+            away_from_rest(
+                make_mita, step_measure(make_mita, mita_paper_step, mita_regression, mita_condition, step_bend)
+            )
+        ),
         mutants=of_step(
             shared_expert_left_out_or_added=wrong_options(shared=lambda on: not on),
             one_key_fewer=wrong_options(keys_per_expert=lambda k: max(0, k - 1)),
@@ -360,7 +365,7 @@ CLAIMS = (
         ),
         structured=(
             Case(tokens=2, heads=1, head_dim=1, m=1),
-            Case(tokens=3, heads=1, head_dim=1, m=2, seed=3),
+            Case(tokens=3, heads=1, head_dim=1, m=2, seed=7),
         ),
         code=("unrolling.layers.mita:mita",),
         correction="With δ = 0, all keys selected, the landmark pairs still change the average, and so does counting some keys"
@@ -410,10 +415,8 @@ CLAIMS = (
             shared_expert_on=lambda case, q, k, v, r: mita(
                 q, k, v, q, keys_per_expert=keys_of(case), scale=case.softmax_scale
             ),
-            other_landmarks=lambda case, q, k, v, r: (
-                self_routed(case, q, k, v, r)
-                if len(q) > 99
-                else mita(q, k, v, r, keys_per_expert=keys_of(case), shared=False, scale=case.softmax_scale)
+            drawn_landmarks=lambda case, q, k, v, r: mita(
+                q, k, v, r, keys_per_expert=keys_of(case), shared=False, scale=case.softmax_scale
             ),
             least_keys=lambda case, q, k, v, r: mita(
                 q, k, v, -q, keys_per_expert=keys_of(case), shared=False, scale=case.softmax_scale
@@ -435,7 +438,7 @@ CLAIMS = (
             routed_to_themselves=one_by_one,
             top_k_attention=lambda case, q, k, v, r: top_k_attention(q, k, v, keys_of(case), case.softmax_scale),
         ),
-        structured=(Case(tokens=2, heads=1, head_dim=2, seed=4), Case(tokens=5, seed=4)),
+        structured=(Case(tokens=2, heads=1, m=1, seed=128), Case(tokens=3, heads=1, m=1, seed=76)),
         code=("unrolling.layers.mita:mita",),
         correction="A longer query nearby has the larger product: a query is routed to itself for sure only where all norms"
         " are equal (mita.limits.top_k), or where routing is by distance.",
@@ -564,8 +567,11 @@ CLAIMS = (
         subject=lambda case, q, k, v, r: linear_attention(q, k, v, case.softmax_scale),
         measure=operator(lambda case, Q, K, V, R: paper.linear_reads(Q, K, V, case.softmax_scale)),
         mutants=named(
-            scale_dropped=lambda case, q, k, v, r: linear_attention(q, k, v, 4 * case.softmax_scale),
-            not_normalised=lambda case, q, k, v, r: linear_attention(q, k, v, case.softmax_scale) * 1.5,
+            scale_quadrupled=lambda case, q, k, v, r: linear_attention(q, k, v, 4 * case.softmax_scale),
+            averaged_for_normalised=lambda case, q, k, v, r: (
+                (F.elu(case.softmax_scale**0.5 * q) + 1.0)
+                @ ((F.elu(case.softmax_scale**0.5 * k) + 1.0).mT @ v / k.shape[-2])
+            ),
             exponential_kernel=lambda case, q, k, v, r: full_attention(q, k, v, case.softmax_scale),
             queries_and_keys_exchanged=lambda case, q, k, v, r: linear_attention(k, q, v, case.softmax_scale),
             all_NaN=_nan,
@@ -596,7 +602,9 @@ CLAIMS = (
         measure=operator(lambda case, Q, K, V, R: paper.agent_reads(Q, K, V, R, case.softmax_scale)),
         mutants=named(
             broadcast_by_the_transpose=broadcast_by_transpose,
-            scale_once=lambda case, q, k, v, r: full_attention(q, r, full_attention(r, k, v, 1.5), case.softmax_scale),
+            inner_scale_dropped=lambda case, q, k, v, r: full_attention(
+                q, r, full_attention(r, k, v, 1.0), case.softmax_scale
+            ),
             keys_for_values=lambda case, q, k, v, r: agent_attention(q, k, k, r, case.softmax_scale),
             all_NaN=_nan,
         ),
@@ -662,7 +670,7 @@ CLAIMS = (
         mutants=named(
             one_key_more=lambda case, q, k, v, r: top_k_attention(q, k, v, keys_of(case) + 1, case.softmax_scale),
             not_renormalised=lambda case, q, k, v, r: full_attention(q, k, v, case.softmax_scale),
-            least_keys=lambda case, q, k, v, r: -top_k_attention(-q, k, -v, keys_of(case), case.softmax_scale),
+            least_keys=lambda case, q, k, v, r: top_k_attention(-q, k, v, keys_of(case), -case.softmax_scale),
             all_NaN=_nan,
         ),
     ),

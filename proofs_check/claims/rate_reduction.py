@@ -13,15 +13,9 @@ from torch import Tensor
 
 from objectives import (
     CodingRate,
-    Objective,
-    PrefixVariationalRate,
     RateReduction,
-    SoftVariationalRate,
     SubspaceRateReduction,
-    VariationalRate,
-    lift,
     one_hot_memberships,
-    project,
     relaxed_sparse_rate_reduction,
     sparse_rate_reduction,
 )
@@ -32,9 +26,25 @@ from ..measures import bases, columns, gradient_measure, norm, rate_condition, r
 from ..mutants import gradient, named, of_gradient
 from ..strategies import KINDS_OF_TOKENS, STRUCTURED, Case, cases
 from ..tolerance import MEANINGFUL, SAFETY, tolerance
-from .coding_rate import combine, lipschitz, smoothness_measure
+from .coding_rate import combine, lipschitz
 
-__all__ = ["CLAIMS", "memberships", "rate_bend", "resolved", "tokens_condition"]
+__all__ = [
+    "APART",
+    "CLAIMS",
+    "KINDS",
+    "SEEDED",
+    "SINGLE",
+    "cancelled",
+    "changed",
+    "class_condition",
+    "memberships",
+    "rate_bend",
+    "reduction_bend",
+    "resolved",
+    "root",
+    "tokens_condition",
+    "uniform",
+]
 
 MCR2 = "Yu et al., MCR², arXiv 2006.08558"
 TOST = "Wu et al., ToST, arXiv 2412.17810"
@@ -76,33 +86,6 @@ def _make(case: Case) -> RateReduction:
     return RateReduction(memberships(case, _classes(case)), case.epsilon)
 
 
-def complete_bases(case: Case) -> Tensor:
-    """Complete orthonormal bases ``(heads, dim, dim)``, one a head."""
-    return torch.linalg.qr(case.draw("complete", case.heads, case.dim, case.dim)).Q
-
-
-def _bases_of(case: Case) -> Tensor:
-    return complete_bases(case) if case.seed % 2 else case.U()
-
-
-def _make_variational(case: Case) -> VariationalRate:
-    return VariationalRate(_bases_of(case), memberships(case, case.heads), case.epsilon)
-
-
-def _temperature(case: Case) -> Tensor:
-    soft = 0.2 / max(1.0, case.scale) ** 2
-    return soft * (1.0 + torch.arange(case.heads, dtype=case.torch_dtype))
-
-
-def _make_soft(case: Case) -> SoftVariationalRate:
-    return SoftVariationalRate(_bases_of(case), _temperature(case), case.epsilon)
-
-
-def _make_prefix(case: Case) -> PrefixVariationalRate:
-    x, Pi = case.x(), memberships(case, case.heads)
-    return PrefixVariationalRate.at(x, _bases_of(case), Pi.expand(*x.shape[:-2], *Pi.shape), case.epsilon)
-
-
 def _make_subspaces(case: Case) -> SubspaceRateReduction:
     return SubspaceRateReduction(case.U(), case.epsilon)
 
@@ -125,6 +108,11 @@ def rate_bend(case: Case, objective: Any, x: Tensor) -> float:
     return 0.3 * case.epsilon / case.dim**0.5
 
 
+def reduction_bend(case: Case, objective: Any, x: Tensor) -> float:
+    """At zero the Hessians of R and R_c cancel: near it ΔR is a quartic, and bends over the tokens' own size."""
+    return min(rate_bend(case, objective, x), 0.3 * float(x.detach().norm(dim=-1).max()) + 1e-30)
+
+
 def cancelled(parts: list[Tensor], total: Tensor) -> float:
     """Σ‖part‖ / ‖total‖, the largest over token sets: what is lost where the parts cancel."""
     worst = 1.0
@@ -143,37 +131,6 @@ def _subspace_condition(case: Case, objective: SubspaceRateReduction, x: Tensor)
     total, expansion = objective.gradient(x), CodingRate(case.epsilon).gradient(x)
     lost = cancelled([expansion, total + expansion], total)
     return lost * rate_condition(x, case.dim / (x.shape[-2] * case.epsilon**2))
-
-
-def _variational_condition(case: Case, objective: Any, x: Tensor) -> float:
-    """Channels shrink by different gates: what coordinates lose of ‖z‖ is worth α Σ_k ‖π_k z‖ over the gradient's size."""
-    lost = (objective.memberships * x.norm(dim=-1, keepdim=True)).norm(dim=(-2, -1))
-    if isinstance(objective, PrefixVariationalRate):
-        lost = lost * x.shape[-2]
-    alpha = case.dim / (x.shape[-2] * case.epsilon**2)
-    return 1.0 + float((alpha * lost / _sizes(objective.gradient(x))).max())
-
-
-def _sizes(gradient: Tensor) -> Tensor:
-    return torch.linalg.matrix_norm(gradient).clamp(min=1e-300)
-
-
-def _soft_condition(case: Case, objective: SoftVariationalRate, x: Tensor) -> float:
-    """As for the frozen rate, and what the parts through Π lose where they cancel among heads."""
-    w, Pi, _, t = objective._parts(x)
-    N, rate, length = x.shape[-2], case.dim / case.epsilon**2, x.norm(dim=-1)
-    terms = (rate * w.abs() * length[..., None, :, None] + t.unsqueeze(-2)) / (1.0 + t.unsqueeze(-2))
-    g = ((torch.log1p(t).sum(-1).unsqueeze(-1) + terms.sum(-1)) / (2 * N)).mT
-    parts = Pi * (rate / N + 2.0 * _temperature(case) * (g + (Pi * g).sum(-1, keepdim=True)))
-    lost = (parts * length.unsqueeze(-1)).norm(dim=(-2, -1)) / _sizes(objective.gradient(x))
-    logits = float((_temperature(case).max() * w.square().sum(-1)).max())
-    return (1.0 + logits) * (1.0 + float(lost.max()))
-
-
-def _soft_bend(case: Case, objective: Any, x: Tensor) -> float:
-    hottest = float(_temperature(case).max())
-    longest = float(x.norm(dim=-1).max())
-    return min(rate_bend(case, objective, x), 0.3 / (hottest * longest + hottest**0.5))
 
 
 def resolved(make: Any, measure: Any) -> Any:
@@ -219,7 +176,7 @@ def _value(subject: Any, case: Case) -> Measurement:
     return combine(*parts)
 
 
-def _changed(method: str, **changes: Any) -> Any:
+def changed(method: str, **changes: Any) -> Any:
     """A subject with a field changed: each change is a function of (case, objective)."""
 
     def run(case: Case, objective: Any, x: Tensor) -> Tensor:
@@ -229,15 +186,13 @@ def _changed(method: str, **changes: Any) -> Any:
     return run
 
 
-def _root(case: Case, objective: Any) -> float:
+def root(case: Case, objective: Any) -> float:
+    """ε for ε²: the ε whose square is the case's."""
     return case.epsilon**0.5
 
 
-def _rolled(case: Case, objective: Any) -> Tensor:
-    return objective.memberships.roll(1, -1)
-
-
-def _uniform(case: Case, objective: Any) -> Tensor:
+def uniform(case: Case, objective: Any) -> Tensor:
+    """The same memberships for every token."""
     return torch.full_like(objective.memberships, 1.0 / objective.memberships.shape[-1])
 
 
@@ -250,7 +205,7 @@ def _unweighted(case: Case, f: RateReduction, x: Tensor) -> Tensor:
 
 def _N_for_members(case: Case, f: RateReduction, x: Tensor, method: str = "value") -> Tensor:
     """β with N in place of n_k in every class."""
-    total = 0.0
+    total = 0.0 * getattr(CodingRate(f.epsilon), method)(x)
     for k in range(f.memberships.shape[-1]):
         y = f.memberships[:, k].clamp(min=0).sqrt()[:, None] * x
         share = f.memberships[:, k].sum() / x.shape[-2]
@@ -383,79 +338,6 @@ def _both(case: Case, x: Tensor, weight: float) -> tuple[Tensor, Tensor]:
     )
 
 
-def _variational_value(subject: Any, case: Case) -> Measurement:
-    x, exact = case.x(), reference(case)
-    got = subject(case, _make_variational(case), x).double().reshape(-1)
-    Pi, U, want = memberships(exact, exact.heads).numpy(), bases(_bases_of(exact)), []
-    for (point,) in slices(exact.x()):
-        want.append(float(paper.tost_rate(columns(point), Pi, U, exact.epsilon)))
-    parts = []
-    for value, exactly in zip(got.tolist(), want, strict=True):
-        if exactly <= 1e-280:
-            parts.append(Measurement((Comparison("at rest", abs(value), 1e-15),), evidence=False))
-            continue
-        # Sums and logarithms of positive numbers; the definition's 1 + t loses eps of every channel.
-        allowed = tolerance(case.dtype, 1.0, exact.dim / exactly)
-        parts.append(
-            Measurement((Comparison("R_var", abs(value - exactly) / exactly, allowed),), allowed <= MEANINGFUL)
-        )
-    return combine(*parts)
-
-
-def _bound(subject: Any, case: Case) -> Measurement:
-    exact = reference(dataclasses.replace(case, batch=0))
-    x, Pi = exact.x(), memberships(exact, exact.heads)
-    Z, parts = columns(x), []
-    grams = [(Z * Pi[:, k].numpy()) @ Z.T for k in range(exact.heads)]
-    own = torch.from_numpy(np.stack([np.linalg.eigh(gram)[1] for gram in grams]))
-    for name, U in (("R_var ≥ R_c", complete_bases(exact)), ("equality: U_k diagonalises", own)):
-        variational, compression = subject(exact, x, Pi, U)
-        if compression <= 1e-280:
-            parts.append(Measurement((Comparison(name, abs(variational), 1e-15),), evidence=False))
-            continue
-        error = abs(variational - compression) if U is own else max(0.0, compression - variational)
-        error = error if variational == variational else np.nan
-        allowed = tolerance("float64", tokens_condition(exact, x), exact.dim / compression)
-        parts.append(Measurement((Comparison(name, error / compression, allowed),), allowed <= MEANINGFUL))
-    return combine(*parts)
-
-
-def _bound_and_rate(case: Case, x: Tensor, Pi: Tensor, U: Tensor) -> tuple[float, float]:
-    return float(VariationalRate(U, Pi, case.epsilon).value(x)), float(RateReduction(Pi, case.epsilon).compression(x))
-
-
-def _attained_variational(case: Case) -> tuple[Objective, Tensor]:
-    objective = _make_variational(case)
-    token, head = divmod(int(objective.memberships.argmax()), case.heads)
-    direction = torch.zeros(case.tokens, case.dim, dtype=torch.float64)
-    direction[token] = objective.U[head, :, 0]
-    return objective, direction
-
-
-def _naive_prefix(case: Case, b: int) -> Any:
-    past = columns(case.x().reshape(-1, case.tokens, case.dim)[b])
-    Pi, U = memberships(case, case.heads).numpy(), bases(_bases_of(case))
-    return lambda Z: paper.tost_prefix_rate(Z, past, Pi, U, case.epsilon)
-
-
-def _gate_dropped(case: Case, f: VariationalRate, x: Tensor) -> Tensor:
-    alpha = case.dim / (x.shape[-2] * case.epsilon**2)
-    return lift(alpha * f.memberships.mT.unsqueeze(-1) * project(x, f.U), f.U)
-
-
-def _unshared(case: Case, f: VariationalRate, x: Tensor) -> Tensor:
-    """Moments of all tokens, not of the members."""
-    w, rate = project(x, f.U), case.dim / case.epsilon**2
-    gate = 1 + rate * w.square().mean(-2, keepdim=True)
-    return lift(rate / x.shape[-2] * f.memberships.mT.unsqueeze(-1) * w / gate, f.U)
-
-
-def _p_for_d(case: Case, objective: Any) -> float:
-    return (
-        case.epsilon * (case.dim / objective.U.shape[-1] * (2.0 if objective.U.shape[-1] == case.dim else 1.0)) ** 0.5
-    )
-
-
 CLAIMS = (
     Claim(
         id="rate_reduction.value",
@@ -471,7 +353,7 @@ CLAIMS = (
         mutants=named(
             half_dropped=lambda case, f, x: 2 * f.value(x),
             opposite_sign=lambda case, f, x: -f.value(x),
-            epsilon_for_its_square=_changed("value", epsilon=_root),
+            epsilon_for_its_square=changed("value", epsilon=root),
             N_for_the_members=_N_for_members,
             classes_not_weighted=_unweighted,
             expansion_dropped=lambda case, f, x: f.compression(x),
@@ -494,18 +376,18 @@ CLAIMS = (
             _make,
             gradient_measure(
                 _make,
-                lambda case, b: lambda Z: -paper.rate_reduction(Z, _fixed(case), case.epsilon),
+                lambda case, b: lambda Z: 1.0 - paper.rate_reduction(Z, _fixed(case), case.epsilon),  # as noisy as 1
                 _condition,
-                rate_bend,
+                reduction_bend,
             ),
         ),
         mutants=of_gradient(
-            epsilon_for_its_square=_changed("gradient", epsilon=_root),
+            epsilon_for_its_square=changed("gradient", epsilon=root),
             N_for_the_members=lambda case, f, x: _N_for_members(case, f, x, "gradient"),
-            another_classes_memberships=lambda case, f, x: _changed(
+            another_classes_memberships=lambda case, f, x: changed(
                 "gradient", memberships=lambda case, f: f.memberships.roll(1, -2)
             )(case, f, x),
-            memberships_even=_changed("gradient", memberships=_uniform),
+            memberships_even=changed("gradient", memberships=uniform),
             expansion_dropped=lambda case, f, x: f.gradient(x) + CodingRate(f.epsilon).gradient(x),
             expansion_with_the_other_sign=lambda case, f, x: f.gradient(x) + 2 * CodingRate(f.epsilon).gradient(x),
         ),
@@ -594,14 +476,16 @@ CLAIMS = (
             gradient_measure(
                 _make_subspaces,
                 lambda case, b: (
-                    lambda Z: paper.crate_eq8(Z, bases(case.U()), case.epsilon) - paper.coding_rate(Z, case.epsilon)
+                    lambda Z: (
+                        1.0 + paper.crate_eq8(Z, bases(case.U()), case.epsilon) - paper.coding_rate(Z, case.epsilon)
+                    )
                 ),
                 _subspace_condition,
                 lambda case, f, x: 0.3 / float(f.lipschitz(x)) ** 0.5,
             ),
         ),
         mutants=of_gradient(
-            epsilon_for_its_square=_changed("gradient", epsilon=_root),
+            epsilon_for_its_square=changed("gradient", epsilon=root),
             expansion_dropped=lambda case, f, x: f.gradient(x) + CodingRate(f.epsilon).gradient(x),
             p_for_d_in_the_expansion=lambda case, f, x: (
                 f.gradient(x)
@@ -640,162 +524,5 @@ CLAIMS = (
             "objectives.rate_reduction:sparse_rate_reduction",
             "objectives.rate_reduction:relaxed_sparse_rate_reduction",
         ),
-    ),
-    Claim(
-        id="rate_reduction.variational.value",
-        statement="The variational rate equals its definition, for complete bases and for narrow ones.",
-        equation=r"$R_{var}(Z, \Pi\,|\,U) = \sum_k \frac{n_k}{2N}\sum_c"
-        r" \log(1 + \frac{d}{n_k\epsilon^2}\sum_j \pi_{jk}(u_{k,c}^\top z_j)^2)$",
-        source=f"{TOST}, section 3",
-        kind="identity",
-        domain=cases(),
-        subject=lambda case, f, x: f.value(x),
-        measure=_variational_value,
-        mutants=named(
-            half_dropped=lambda case, f, x: 2 * f.value(x),
-            epsilon_for_its_square=_changed("value", epsilon=_root),
-            p_for_d=_changed("value", epsilon=_p_for_d),
-            memberships_even=_changed("value", memberships=_uniform),
-            another_heads_memberships=_changed("value", memberships=_rolled),
-            all_NaN=lambda case, f, x: f.value(x) * torch.nan,
-        ),
-        structured=tuple(dataclasses.replace(case, seed=s) for case in STRUCTURED for s in (0, 1, 5)),
-        code=("objectives.variational_rate:VariationalRate",),
-    ),
-    Claim(
-        id="rate_reduction.variational.gradient",
-        statement="The closed-form gradient of the variational rate is its gradient, memberships held constant.",
-        equation=r"$\nabla R_{var} = \sum_k \frac{d}{N\epsilon^2}\, U_k\,\mathrm{diag}(1 + \frac{d}{n_k\epsilon^2}"
-        r" s_k)^{-1} U_k^\top Z\,\mathrm{diag}(\pi_k)$",
-        source=f"{TOST}, section 3",
-        kind="exact",
-        domain=cases(),
-        subject=gradient,
-        measure=gradient_measure(
-            _make_variational,
-            lambda case, b: (
-                lambda Z: paper.tost_rate(
-                    Z, memberships(case, case.heads).numpy(), bases(_bases_of(case)), case.epsilon
-                )
-            ),
-            _variational_condition,
-            rate_bend,
-        ),
-        mutants=of_gradient(
-            epsilon_for_its_square=_changed("gradient", epsilon=_root),
-            p_for_d=_changed("gradient", epsilon=_p_for_d),
-            another_heads_memberships=_changed("gradient", memberships=_rolled),
-            gate_dropped=_gate_dropped,
-            moments_of_all_tokens=_unshared,
-        ),
-        structured=SEEDED,
-        code=("objectives.variational_rate:VariationalRate",),
-        frozen="Π",
-    ),
-    Claim(
-        id="rate_reduction.variational.bound",
-        statement="With complete bases the variational rate is at least the compression over memberships, with equality"
-        " where every basis diagonalises its class's second moments.",
-        equation=r"$R_{var}(Z, \Pi\,|\,U) \geq R_c(Z\,|\,\Pi)$",
-        source=f"{TOST}, section 3; Hadamard's inequality",
-        kind="inequality",
-        domain=cases(batches=(0,)),
-        subject=_bound_and_rate,
-        measure=_bound,
-        mutants=named(
-            sides_exchanged=lambda case, x, Pi, U: _bound_and_rate(case, x, Pi, U)[::-1],
-            bases_not_complete=lambda case, x, Pi, U: (
-                float(VariationalRate(U[..., :1], Pi, case.epsilon).value(x)),
-                _bound_and_rate(case, x, Pi, U)[1],
-            ),
-            another_heads_basis=lambda case, x, Pi, U: _bound_and_rate(case, x, Pi, U.roll(1, 0)),
-            half_dropped=lambda case, x, Pi, U: (
-                2 * _bound_and_rate(case, x, Pi, U)[0],
-                _bound_and_rate(case, x, Pi, U)[1],
-            ),
-            all_NaN=lambda case, x, Pi, U: (float("nan"), _bound_and_rate(case, x, Pi, U)[1]),
-        ),
-        structured=SINGLE,
-        code=("objectives.variational_rate:VariationalRate",),
-    ),
-    Claim(
-        id="rate_reduction.variational.smoothness",
-        statement="With Π frozen the variational rate is smooth with the largest membership as constant for mutually"
-        " orthogonal bases, and d/(Nε²) for complete ones; no smoother.",
-        equation=r"$L = \frac{d}{N\epsilon^2}\min(\max_k\Vert U_k\Vert_2^2,\;"
-        r" \max_{ik}\pi_{ik}\,\Vert[U_1 \ldots U_K]\Vert_2^2)$",
-        source="derived: the Hessian at Z = 0 is the largest",
-        kind="bound",
-        domain=cases(batches=(0,)),
-        subject=lipschitz,
-        measure=smoothness_measure(_make_variational, _attained_variational),
-        mutants=named(
-            halved=lambda case, f, x: f.lipschitz(x) / 2,
-            doubled=lambda case, f, x: 2 * f.lipschitz(x),
-            heads_added_up=lambda case, f, x: f.lipschitz(x) * case.heads,
-            memberships_squared=lambda case, f, x: f.lipschitz(x) * f.memberships.max(),
-            epsilon_for_its_square=lambda case, f, x: f.lipschitz(x) * case.epsilon,
-        ),
-        structured=SINGLE,
-        code=("objectives.variational_rate:VariationalRate",),
-        frozen="Π",
-    ),
-    Claim(
-        id="rate_reduction.variational.full_gradient",
-        statement="With nothing frozen, the closed-form gradient of the variational rate through its softmax memberships is"
-        " its gradient.",
-        equation=r"$\nabla = \nabla R_{var}|_\Pi + \sum_k 2\tau_k U_k W_k\,\mathrm{diag}(\pi_k \circ (g_k - \sum_l \pi_l"
-        r" \circ g_l)), \quad g_k = \partial R_{var}/\partial \pi_k$",
-        source=f"{TOST}, section 3; derived here",
-        kind="exact",
-        domain=cases(kinds=KINDS),
-        subject=gradient,
-        measure=gradient_measure(
-            _make_soft,
-            lambda case, b: (
-                lambda Z: paper.tost_rate(
-                    Z,
-                    paper.tost_memberships(Z, U := bases(_bases_of(case)), _temperature(case).tolist()),
-                    U,
-                    case.epsilon,
-                )
-            ),
-            _soft_condition,
-            _soft_bend,
-        ),
-        mutants=of_gradient(
-            memberships_frozen=lambda case, f, x: f.frozen_at(x).gradient(x),
-            softmax_part_with_the_other_sign=lambda case, f, x: 2 * f.frozen_at(x).gradient(x) - f.gradient(x),
-            a_two_dropped=lambda case, f, x: 0.5 * (f.frozen_at(x).gradient(x) + f.gradient(x)),
-            temperatures_reversed=_changed("gradient", temperature=lambda case, f: f.temperature.flip(0) * 1.5),
-        ),
-        structured=(*SEEDED, *APART),
-        code=("objectives.variational_rate:SoftVariationalRate",),
-        largest=300,
-    ),
-    Claim(
-        id="rate_reduction.variational.prefixes",
-        statement="The sum of the prefixes' variational rates, each a function of its last token alone, has the closed-form"
-        " gradient that the causal layer follows.",
-        equation=r"$\nabla_{z_i} R_{var}(\bar{z}_1, \ldots, \bar{z}_{i-1}, z_i) = \sum_k \frac{d\,\pi_{ik}}{i\epsilon^2}"
-        r"\, U_k\,\mathrm{diag}(1 + \frac{d}{n_{ik}\epsilon^2}s_{ik})^{-1} U_k^\top z_i$",
-        source=f"{TOST}, section 3, on prefixes; derived here",
-        kind="exact",
-        domain=cases(),
-        subject=gradient,
-        measure=gradient_measure(_make_prefix, _naive_prefix, _variational_condition, rate_bend),
-        mutants=of_gradient(
-            epsilon_for_its_square=_changed("gradient", epsilon=_root),
-            N_for_the_length=lambda case, f, x: (
-                f.gradient(x) * (torch.arange(1, x.shape[-2] + 1) / x.shape[-2]).unsqueeze(-1)
-            ),
-            whole_sequence=lambda case, f, x: VariationalRate(f.U, f.memberships, f.epsilon).gradient(x),
-            past_forgotten=_changed("gradient", past=lambda case, f: 0 * f.past),
-            past_of_the_next_token=_changed("gradient", past=lambda case, f: f.past.roll(-1, -2)),
-        ),
-        structured=SEEDED,
-        code=("objectives.variational_rate:PrefixVariationalRate",),
-        frozen="Π and the tokens before",
-        largest=24,
     ),
 )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from unrolling import AttentionLayer, SoftmaxAttention
+from unrolling import MiTA, SoftmaxAttention
 
 from .. import paper
 from ..claim import Claim, Comparison, Measurement
@@ -20,6 +20,7 @@ from ..measures import columns, identity, norm, reference, score_condition, slic
 from ..mutants import forward, named, of_step
 from ..oracles import richardson_derivative
 from ..strategies import STRUCTURED, Case, cases
+from ..tolerance import tolerance
 from .coding_rate import _count, combine
 
 __all__ = ["CLAIMS"]
@@ -29,7 +30,7 @@ MITA = "MiTA, arXiv 2602.01219, attention as fast weights"
 SEEDED = tuple(dataclasses.replace(case, seed=i % 2) for i, case in enumerate(STRUCTURED))
 """An odd seed takes identity projections where the heads fill the features."""
 
-L = TypeVar("L", bound=AttentionLayer)
+L = TypeVar("L", SoftmaxAttention, MiTA)
 Maps = dict[str, Tensor]
 
 
@@ -75,7 +76,7 @@ def layer_of(make: Callable[..., L], case: Case, **options: Any) -> L:
     return layer
 
 
-def attention_condition(case: Case, layer: AttentionLayer, z: Tensor, moved: float | None = None) -> float:
+def attention_condition(case: Case, layer: SoftmaxAttention | MiTA, z: Tensor, moved: float | None = None) -> float:
     """Scores amplify rounding by their size; values of all heads cancel to what is read, and that with the tokens."""
     with torch.no_grad():
         q, k, v = layer.queries(z), layer.keys(z), layer.values(z)
@@ -122,7 +123,25 @@ def _frozen_regression(case: Case, layer: SoftmaxAttention, z: Tensor, b: int) -
     return lambda Z: paper.multi_head_regression(Z, A, V, outputs, bias)
 
 
-def step_bend(case: Case, layer: AttentionLayer, z: Tensor) -> float:
+def away_from_rest(make: Callable[[Case], L], measure: Callable[[Any, Case], Measurement]) -> Any:
+    """The measure, but where attention is the tokens themselves (equal tokens, no projections) up to rounding.
+
+    There sums of weights that are 1 but for rounding move the tokens by rounding, and nothing is said of the step.
+    """
+
+    def measured(subject: Any, case: Case) -> Measurement:
+        exact = reference(case)
+        z, layer = exact.x(), make(exact)
+        with torch.no_grad():
+            if norm(layer.attention(z) - z) > 1e-14 * norm(z):
+                return measure(subject, case)
+            off = norm(subject(case, make(case), case.x()).double() - z)
+        return Measurement((Comparison("at rest", off, tolerance(case.dtype) * norm(z)),), evidence=False)
+
+    return measured
+
+
+def step_bend(case: Case, layer: SoftmaxAttention | MiTA, z: Tensor) -> float:
     """A quadratic bends nowhere: any length of the size of the step will do."""
     with torch.no_grad():
         return max(norm(layer.attention(z) - z), 1e-3 * case.scale)
@@ -286,7 +305,9 @@ CLAIMS = (
         kind="exact",
         domain=cases(),
         subject=forward,
-        measure=step_measure(_make, _paper_step, _frozen_regression, attention_condition, step_bend),
+        measure=away_from_rest(
+            _make, step_measure(_make, _paper_step, _frozen_regression, attention_condition, step_bend)
+        ),
         mutants=of_step(
             **{name: stepped(wrong) for name, wrong in WRONG.items()},
             shrinkage_dropped=lambda case, layer, x: x + case.step * layer.attention(x),

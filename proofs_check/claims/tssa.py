@@ -22,7 +22,8 @@ from ..strategies import STRUCTURED, Case, cases
 from ..tolerance import MEANINGFUL, tolerance
 from .coding_rate import _count, combine
 from .mssa import certified, certified_measure, stretched
-from .rate_reduction import complete_bases, rate_bend
+from .rate_reduction import rate_bend
+from .variational_rate import complete_bases
 
 __all__ = ["CLAIMS"]
 
@@ -429,7 +430,7 @@ CLAIMS = (
         statement="With certified steps κL stays inside (0, 2) for every head of TSSA, causal or not, and the layer's"
         " objective falls.",
         equation=r"$0 < \kappa_k L_k < 2, \quad L_k = \frac{d}{N\epsilon^2}\max_i \pi_{ik}$",
-        source="descent lemma with rate_reduction.variational.smoothness",
+        source="descent lemma with variational_rate.smoothness",
         kind="inequality",
         domain=cases(batches=(0,)),
         subject=certified,

@@ -51,7 +51,7 @@ class CRATE(nn.Module):
     ------
         ValueError for widths that differ or an unknown norm, and for ``objectives_at`` with norm="layer".
     Claims
-        crate.block, crate.objectives, crate.published
+        crate.block, crate.published, crate.rates
     """
 
     declares: ClassVar[str] = "SubspaceCodingRate, then Reconstruction + NonNegativeL1"

@@ -159,7 +159,11 @@ class MiTA(AttentionLayer):
         keys_per_expert = 0: agent attention, ``softmax(s Q R^T) softmax(s R K^T) V`` with Q, K, V of their own, whose
         first factor is normalised over agents; ``CBSA(form="agent")`` has one matrix for all three and broadcasts by
         the transpose, normalised over tokens. keys_per_expert = N, shared=False: softmax attention. Strided(1),
-        shared=False: the keys of the best query.
+        shared=False, queries of equal norm: per-query top-k attention; else a longer query nearby may win the routing.
+    Error
+        ‖MiTA − attention‖ ≤ 2 max(δ, σ) max_j ‖v_j‖ for every query with deduplicate=True: δ the mass of full attention
+        outside the selected keys, σ that of MiTA on the landmarks. With σ = 0 the error is δ times the distance of the
+        averages inside and outside, so that 2δ max‖v‖ is attained by opposite values.
 
     Parameters
     ----------
@@ -182,7 +186,7 @@ class MiTA(AttentionLayer):
     Claims
         mita.landmarks, mita.landmark_values, mita.selection, mita.routing, mita.step.exact, mita.merge.value,
         mita.merge.gradient, mita.error.bound, mita.error.published, mita.limits.full, mita.limits.agent,
-        mita.limits.top_k, mita.limits.blocks, mita.duplicates, mita.cost, mita.approximation
+        mita.limits.top_k, mita.limits.self_routing, mita.limits.blocks, mita.duplicates, mita.cost, mita.approximation
     """
 
     declares = "kernel regression on its support; keys, values, landmarks, selection and routing frozen"
