@@ -48,7 +48,7 @@ FAST = "MiTA and fast weights"
 PAPERS = {
     "Coding rates: MCR², ReduNet": ("coding_rate", "rate_reduction", "redunet"),
     "CRATE": ("mssa", "sparse_coding", "ista", "crate"),
-    "ToST": ("tssa",),
+    "ToST": ("variational_rate", "tssa"),
     "CBSA": ("representatives", "cbsa"),
     "DEPICT": ("pca", "depict"),
     FAST: ("kernel_regression", "softmax", "mita"),

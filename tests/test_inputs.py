@@ -45,7 +45,11 @@ def write_pickle(path):
             "1 of 2 entries are NaN or infinite",
         ),
         ("equal.npy", lambda path: np.save(path, np.ones((5, 4))), "all tokens are equal"),
-        ("two.npz", lambda path: np.savez(path, a=np.eye(2), b=np.eye(2)), "save the one to use under the name 'tokens'"),
+        (
+            "two.npz",
+            lambda path: np.savez(path, a=np.eye(2), b=np.eye(2)),
+            "save the one to use under the name 'tokens'",
+        ),
         ("tokens.txt", lambda path: path.write_text("1 2"), "tokens come in .npy, .npz or .safetensors"),
     ],
 )

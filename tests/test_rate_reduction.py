@@ -79,6 +79,13 @@ def test_smoothness_is_nearly_attained_by_many_classes_of_one_token():
     assert 0.9 < -curvature / float(objective.lipschitz(z)) <= 1.0
 
 
+def test_outside_the_subspaces_the_curvature_is_eight_ninths_of_the_constant_or_more(bases):
+    objective = SubspaceRateReduction(bases[:2], 0.3)
+    outside = 1e-6 * torch.outer(torch.ones(9, dtype=D), bases[2, :, 0])
+    share = float(objective.gradient(outside).norm() / outside.norm() / objective.lipschitz(outside))
+    assert 8 / 9 <= share <= 1.0
+
+
 def test_one_hot_memberships_give_the_classes_own_rates(x):
     labels = torch.tensor([0, 0, 2, 0, 2, 0, 0, 2, 2])  # class 1 is empty
     objective = RateReduction(one_hot_memberships(labels, 3, D), 0.3)

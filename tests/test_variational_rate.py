@@ -51,3 +51,25 @@ def test_frozen_memberships_are_the_soft_ones(x, bases):
     torch.testing.assert_close(head_memberships(x, bases, 0.7), torch.softmax(logits, -1))
     torch.testing.assert_close(soft.frozen_at(x).value(x), soft.value(x))
     assert not torch.allclose(soft.frozen_at(x).gradient(x), soft.gradient(x), rtol=1e-2)
+
+
+def stretch_at_zero(objective, direction):
+    tiny = 1e-6 * direction
+    return float(objective.gradient(tiny).norm() / tiny.norm())
+
+
+def test_the_smoothness_constant_is_attained_at_zero(Pi, bases, complete):
+    alpha = 12 / (9 * 0.09)
+    token, head = divmod(int(Pi.argmax()), 3)
+    direction = torch.zeros(9, 12, dtype=D)
+    direction[token] = bases[head, :, 0]
+    narrow, whole = VariationalRate(bases, Pi, 0.3), VariationalRate(complete, Pi, 0.3)
+    assert float(narrow.lipschitz(direction)) == pytest.approx(alpha * float(Pi.max()))
+    assert stretch_at_zero(narrow, direction) == pytest.approx(float(narrow.lipschitz(direction)))
+    assert float(whole.lipschitz(direction)) == pytest.approx(alpha)
+    assert stretch_at_zero(whole, direction) == pytest.approx(alpha)
+    prefix = PrefixVariationalRate(bases, Pi, torch.zeros(3, 9, 4, dtype=D), 0.3)
+    largest = (Pi / torch.arange(1, 10, dtype=D)[:, None]).argmax()
+    first = torch.zeros(9, 12, dtype=D)
+    first[int(largest) // 3] = bases[int(largest) % 3, :, 0]
+    assert stretch_at_zero(prefix, first) == pytest.approx(float(prefix.lipschitz(first)))

@@ -418,7 +418,7 @@ def _labelled(case: Case) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     K, p = max(2, case.heads), max(2, case.head_dim)
     rng = case.rng("labelled")
     U = torch.from_numpy(np.linalg.qr(rng.standard_normal((K * p, K * p)))[0].reshape(K * p, K, p).transpose(1, 0, 2))
-    labels = torch.from_numpy(rng.permutation(np.arange(6 * case.tokens * K) % K))
+    labels = torch.from_numpy(rng.permutation(np.arange(3 * case.tokens * K) % K))
     size = torch.from_numpy(1 + 0.3 * rng.standard_normal(len(labels)))
     noise = torch.from_numpy(rng.standard_normal((len(labels), K * p))) * (0.3 + 0.3 * case.sharpness / 10)
     return size[:, None] * U[labels, :, 0] + noise, labels, U[:, :, 0].contiguous(), U.contiguous()
