@@ -13,6 +13,7 @@ from typing import Any
 import hypothesis
 import numpy as np
 from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis.internal.conjecture import providers
 
 from .claim import Claim, Comparison, Measurement, Mutant, MutantVerdict, Verdict
 from .inputs import TokenInput
@@ -160,6 +161,7 @@ def _explore(
             trial(case)
         count = campaign.cases if cases is None else cases
         if count:
+            _forget_local_constants()
             hypothesis.seed(campaign.seed)(
                 settings(
                     max_examples=count,
@@ -175,6 +177,15 @@ def _explore(
             )()
     except _Rejected:
         return
+
+
+def _forget_local_constants() -> None:
+    """Draw the same cases wherever the package is installed.
+
+    Hypothesis mixes in constants from source files that it takes for local, and which are depends on the folder.
+    """
+    if hasattr(providers, "_get_local_constants") and hasattr(providers, "Constants"):
+        providers._get_local_constants = lambda: providers.Constants()
 
 
 def _try_mutant(claim: Claim, mutant: Mutant, campaign: Campaign) -> MutantVerdict:

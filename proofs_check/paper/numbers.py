@@ -8,9 +8,12 @@ import mpmath
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Array", "exp", "eye", "log", "logdet", "lse", "softmax_columns"]
+__all__ = ["EMPTY", "Array", "exp", "eye", "log", "logdet", "lse", "softmax_columns"]
 
 Array = NDArray[Any]
+
+EMPTY = 1e-280
+"""Sums of memberships below this count as no members: n log(1 + c/n) goes to 0 with n, where c/n overflows."""
 
 
 def log(value: Any) -> Any:

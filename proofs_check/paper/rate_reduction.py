@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .numbers import Array, eye, logdet
+from .numbers import EMPTY, Array, eye, logdet
 from .rates import coding_rate, crate_eq8
 
 __all__ = [
@@ -28,7 +28,7 @@ def class_compression(Z: Array, Pi: Array, eps: Any) -> Any:
     total = 0
     for k in range(Pi.shape[1]):
         n = Pi[:, k].sum()
-        if n > 0:
+        if n > EMPTY:
             total = total + n / (2 * N) * logdet(eye(d, Z) + (d / (n * eps**2)) * ((Z * Pi[:, k]) @ Z.T))
     return total
 
@@ -39,7 +39,7 @@ def class_compression_tokens_side(Z: Array, Pi: Array, eps: Any) -> Any:
     total = 0
     for k in range(Pi.shape[1]):
         n = Pi[:, k].sum()
-        if n > 0:
+        if n > EMPTY:
             Y = Z * np.sqrt(Pi[:, k])
             total = total + n / (2 * N) * logdet(eye(N, Z) + (d / (n * eps**2)) * (Y.T @ Y))
     return total
@@ -58,7 +58,7 @@ def redunet_operators(Z: Array, Pi: Array, eps: float) -> tuple[Array, list[Arra
     C, gamma = [], []
     for k in range(Pi.shape[1]):
         n = float(Pi[:, k].sum())
-        alpha_k = d / (n * eps**2) if n > 0 else 0.0
+        alpha_k = d / (n * eps**2) if n > EMPTY else 0.0
         C.append(alpha_k * np.linalg.inv(np.eye(d) + alpha_k * ((Z * Pi[:, k]) @ Z.T)))
         gamma.append(n / N)
     return E, C, gamma

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .numbers import Array, log, softmax_columns
+from .numbers import EMPTY, Array, log, softmax_columns
 
 __all__ = [
     "tost_causal",
@@ -26,7 +26,7 @@ def tost_rate(Z: Array, Pi: Array, U: Sequence[Array], eps: Any) -> Any:
     total = 0
     for k, Uk in enumerate(U):
         n = Pi[:, k].sum()
-        if n <= 0:
+        if n <= EMPTY:
             continue
         for c in range(Uk.shape[1]):
             row = Uk[:, c] @ Z
@@ -47,7 +47,7 @@ def tost_step(Z: Array, Pi: Array, U: Sequence[Array], eps: float, kappa: float)
     out = Z.copy()
     for k, Uk in enumerate(U):
         n = Pi[:, k].sum()
-        if n <= 0:
+        if n <= EMPTY:
             continue
         W = Uk.T @ Z
         D = np.diag([1 / (1 + d / (n * eps**2) * (Pi[:, k] @ W[c] ** 2)) for c in range(len(W))])
