@@ -10,10 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from objectives import SubspaceCodingRate, lift, project
+
+from .. import paper
 from ..claim import Claim, Comparison, Measurement
-from ..measures import inequality, reference
+from ..measures import bases, columns, inequality, norm, rate_condition, reference, score_condition
 from ..mutants import named
 from ..strategies import WITNESS_9, Case, cases
+from ..tolerance import MEANINGFUL, tolerance
 from .mssa import minus_descends_measure
 
 __all__ = ["CLAIMS"]
@@ -125,6 +129,56 @@ def _fewest(subject: Any, case: Case) -> Measurement:
     )
 
 
+PRECISIONS = (0.05, 0.2, 0.5, 2.0)
+
+
+def _alignment(subject: Any, case: Case) -> Measurement:
+    """Cosines of the stand-ins with ∇R_c over precisions, ε in units of the tokens' size, against the papers' formulas."""
+    exact = reference(dataclasses.replace(case, batch=0))
+    x, U, Z = exact.x(), exact.U(), columns(exact.x())
+    if norm(x) == 0:
+        return Measurement(evidence=False)
+    size = norm(x) / len(x) ** 0.5
+    got = subject(exact, x, U)
+    parts, values = [], {}
+    softmax = paper.crate_eq14(Z, bases(U), exact.softmax_scale)
+    for ratio in PRECISIONS:
+        epsilon = ratio * size
+        true = Z - paper.crate_eq11(Z, bases(U), epsilon, 1.0)
+        beta = exact.head_dim / (len(x) * epsilon**2)
+        series = sum(Uk @ (Uk.T @ Z - beta * (Uk.T @ Z @ Z.T @ Uk) @ Uk.T @ Z) for Uk in bases(U))
+        want = [float((a * true).sum()) / max(norm(a) * norm(true), 1e-300) for a in (softmax, series)]
+        w, gained = project(x, U), rate_condition(x, beta)
+        exact_part = gained * (1 + norm(Z) / norm(true))
+        attended = score_condition(w, w, exact.softmax_scale) * (1 + norm(x) / max(norm(softmax), 1e-300))
+        # The two terms of the series may cancel: β‖w‖² = 1 leaves nothing of one token.
+        cancelled = gained * norm(x) / max(norm(series), 1e-300)
+        names = (("softmax", exact_part + attended), ("I − βG", exact_part + cancelled))
+        for (name, condition), one, other in zip(names, got[ratio], want, strict=True):
+            allowed = tolerance("float64", condition)
+            parts.append((Comparison(f"cosine of {name} at ε = {ratio:g} sizes", abs(one - other), allowed), allowed))
+            values[f"cosine of {name}, ε = {ratio:g} token sizes"] = one
+    comparisons = tuple(comparison for comparison, _ in parts)
+    return Measurement(comparisons, all(allowed <= MEANINGFUL for _, allowed in parts), values)
+
+
+def _cosines(
+    case: Case, x: Tensor, U: Tensor, root: float = 1.0, sign: float = 1.0
+) -> dict[float, tuple[float, float]]:
+    w = project(x, U)
+    softmax = lift(torch.softmax(root * case.softmax_scale * (w @ w.mT), -1) @ w, U)
+    size, out = norm(x) / len(x) ** 0.5, {}
+    for ratio in PRECISIONS:
+        true = SubspaceCodingRate(U, ratio * size).gradient(x)
+        beta = case.head_dim / (len(x) * (ratio * size) ** 2)
+        series = lift(w - sign * beta * w @ (w.mT @ w), U)
+        softmax_cosine, series_cosine = (
+            float((a * true).sum()) / max(norm(a) * norm(true), 1e-300) for a in (softmax, series)
+        )
+        out[ratio] = (softmax_cosine, series_cosine)
+    return out
+
+
 def _mssa(case: Case, x: Tensor, gradient: Tensor, s: float) -> Tensor:
     return torch.softmax(s * (x @ x.mT), -1) @ x
 
@@ -170,5 +224,25 @@ CLAIMS = (
         structured=tuple(Case(tokens=8, head_dim=2, seed=seed) for seed in range(6)),
         code=("unrolling.layers.mssa:MSSA",),
         real=False,
+    ),
+    Claim(
+        id="mssa.alignment",
+        statement="How well MSSA, and the first terms of the Neumann series, point along the gradient of the compression term"
+        " is measured over precisions and scales.",
+        equation=r"$\cos(\nabla R_c, \mathrm{MSSA}), \quad \cos(\nabla R_c,\; \sum_k U_k W_k (I - \beta W_k^\top W_k))$",
+        source=f"{PAPER}: both stand in for the gradient, eq. 12 to 14",
+        kind="measured",
+        domain=cases(batches=(0,), kinds=("gaussian", "subspaces", "shifted", "one_far"), scales=(1.0, 0.1, 10.0)),
+        subject=_cosines,
+        measure=_alignment,
+        mutants=named(
+            scale_of_the_softmax_dropped=lambda case, x, U: _cosines(case, x, U, root=3.0),
+            sign_of_the_second_term=lambda case, x, U: _cosines(case, x, U, sign=-1.0),
+            opposite_sign=lambda case, x, U: {k: (-a, -b) for k, (a, b) in _cosines(case, x, U).items()},
+            all_NaN=lambda case, x, U: dict.fromkeys(PRECISIONS, (math.nan, math.nan)),
+        ),
+        structured=(Case(tokens=40, heads=3, head_dim=4), Case(tokens=9, heads=2, head_dim=3, kind="subspaces")),
+        code=("unrolling.layers.mssa:MSSA", "objectives.coding_rate:SubspaceCodingRate"),
+        largest=200,
     ),
 )
