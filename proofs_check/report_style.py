@@ -75,6 +75,7 @@ code, pre { font-family: var(--mono); font-size: .86em; }
 .weights { border-collapse: collapse; font-size: .86rem; min-width: 60rem; width: 100%; margin: .8rem 0 1.6rem; }
 .weights th { text-align: left; font-weight: 600; padding: .3rem .7rem .3rem 0; vertical-align: bottom; }
 .weights td { padding: .3rem .7rem .3rem 0; border-top: 1px solid var(--line); vertical-align: top; }
+.weights td:nth-child(6) { white-space: nowrap; }
 .weights td:nth-last-child(-n+2), .weights th:nth-last-child(-n+2) { text-align: right; white-space: nowrap; }
 .certificate { color: var(--holds); font-size: .92rem; border-left: 3px solid var(--holds); padding-left: .7rem; }
 .band { max-width: 77rem; margin: 0 auto; padding: 0 1.5rem; }
