@@ -16,6 +16,7 @@ __all__ = [
     "STRUCTURED",
     "WITNESS",
     "WITNESSES",
+    "WITNESS_6",
     "WITNESS_9",
     "WITNESS_10",
     "Case",
@@ -198,6 +199,14 @@ STRUCTURED = (
 WITNESSES = {
     22: 20 * [(1, 1)] + [(30, 3), (40, -2)],
     10: 6 * [(1, 3)] + 3 * [(1000, 2)] + [(1040, -6)],
+    6: [
+        (2.07, 3.42, 6.41, 5.18, 1.54),
+        (0.21, 12, 6.24, 0.73, 0.36),
+        (-10.76, 6.5, 18.2, -3.78, -1.32),
+        (-53.59, 1.96, 29, 1.04, -0.12),
+        (-1697.08, 15.76, 55.11, 1.64, 0.07),
+        (-1864.28, -16.33, -32.31, -1.41, -0.04),
+    ],
     9: 4 * [(1, 4, 0)] + [(45, -5, 0)] + 2 * [(-1, 0, 3)] + [(-600, 0, 3), (-640, 0, -3)],
 }
 """Tokens at which −MSSA raises the compression term, with s = 1. Why: the claims mssa.sign.one_hub and .fewest_tokens."""
@@ -207,6 +216,9 @@ WITNESS = Case(tokens=22, heads=1, head_dim=2, kind="witness", epsilon=11000**-0
 
 WITNESS_10 = Case(tokens=10, heads=1, head_dim=2, kind="witness", epsilon=5**-0.5)
 """Ten tokens, all of which attend to the last: β = 1, cosine −6.4e-5."""
+
+WITNESS_6 = Case(tokens=6, heads=1, head_dim=5, kind="witness", epsilon=(5 / 6) ** 0.5)
+"""Six tokens found by descent on the cosine: β = 1, cosine −2.4e-4. No fewer are known."""
 
 WITNESS_9 = Case(tokens=9, heads=1, head_dim=3, kind="witness", epsilon=3**-0.5)
 """Nine tokens, of which five attend to the fifth and four to the last: β = 1, cosine −2.4e-4."""

@@ -1,10 +1,13 @@
 import copy
+import dataclasses
 import itertools
 
 import pytest
 import torch
 
 from objectives import SelfAttentionEnergy, SubspaceCodingRate
+from proofs_check import find
+from proofs_check.strategies import WITNESS, WITNESS_6, WITNESS_9, WITNESS_10
 from unrolling import MSSA
 
 
@@ -163,3 +166,25 @@ def test_bad_layers_are_refused(arguments, error, said):
 def test_bad_tokens_are_refused(x, error, said):
     with pytest.raises(error, match=said):
         MSSA(12, 3)(x)
+
+
+@pytest.mark.parametrize(
+    ("case", "cosine"), [(WITNESS_6, -2.394e-4), (WITNESS_9, -2.449e-4), (WITNESS_10, -6.373e-5), (WITNESS, -1.9035e-3)]
+)
+def test_witnesses_of_the_sign_are_witnesses(case, cosine):
+    """The layer itself, and fifty digits: a step along −MSSA raises the rate."""
+    measured = find("mssa.sign.minus_descends").judge(case)
+    assert not measured.truth
+    assert measured.worst.name == "fifty digits"
+    assert measured.values["cosine of ∇R_c and MSSA"] == pytest.approx(cosine, rel=1e-3)
+    with torch.no_grad():
+        x, U = case.x(), case.U()
+        layer = MSSA(case.dim, 1, U=U, form="softmax", scale=1.0)
+        rate = SubspaceCodingRate(U, case.epsilon)
+        assert rate.value(x - 1e-7 * layer.update(x)) > rate.value(x)
+
+
+def test_fewer_representatives_than_ever_break_the_softmax_form_of_cbsa():
+    claim = find("cbsa.sign.softmax_descends")
+    for case in (WITNESS_6, WITNESS_9, WITNESS):
+        assert not claim.judge(dataclasses.replace(case, m=case.tokens)).truth

@@ -48,7 +48,7 @@ from ..measures import (
 )
 from ..mutants import forward, named, of_step
 from ..oracles import mp_array, mp_derivative
-from ..strategies import STRUCTURED, WITNESS, WITNESS_9, Case, cases
+from ..strategies import STRUCTURED, WITNESS, WITNESS_6, WITNESS_9, Case, cases
 from .coding_rate import _count, combine
 from .mssa import certified, certified_measure, exact_kappa, stretched
 
@@ -392,7 +392,12 @@ SHARP = {
 
 
 def _sharp_queries(case: Case) -> Tensor:
-    return torch.tensor([SHARP[case.m]], dtype=torch.float64)
+    if case.m in SHARP:
+        return torch.tensor([SHARP[case.m]], dtype=torch.float64)
+    # Tokens that span a simplex: an affine function that is 1 at one of them and 0 at the others, 60 times as steep.
+    x = case.x()
+    affine = torch.linalg.solve(torch.cat([x, torch.ones_like(x[:, :1])], 1), torch.eye(len(x), dtype=x.dtype))
+    return 60.0 * affine[:-1].mT.unsqueeze(0)
 
 
 def _softmax_update(case: Case, objective: RepresentativeRate, x: Tensor, gradient: Tensor, s: float) -> Tensor:
@@ -770,13 +775,14 @@ CLAIMS = (
             agent_form=lambda case, f, x, gradient, s: lift(f.P.mT @ f.representatives(x), f.U),
         ),
         structured=(
+            dataclasses.replace(WITNESS_6, m=6),
             dataclasses.replace(WITNESS_9, m=9),
             dataclasses.replace(WITNESS, m=22),
             Case(tokens=40, heads=3, head_dim=4, m=8),
         ),
         code=("unrolling.layers.cbsa:CBSA",),
         frozen="P_k",
-        correction="Nine learned queries that each pick one token of MSSA's witness (mssa.sign.minus_descends) make"
+        correction="Six learned queries that each pick one token of MSSA's witness (mssa.sign.minus_descends) make"
         " representatives equal to those tokens: the same inner product, below zero. In random draws it does descend.",
     ),
 )

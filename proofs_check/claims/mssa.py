@@ -29,7 +29,7 @@ from ..measures import (
 )
 from ..mutants import forward, named, of_step
 from ..oracles import mp_array, mp_derivative
-from ..strategies import STRUCTURED, WITNESS, WITNESS_9, WITNESS_10, Case, cases
+from ..strategies import STRUCTURED, WITNESS, WITNESS_6, WITNESS_9, WITNESS_10, Case, cases
 from .coding_rate import _count, combine
 from .softmax_energy import _cancellation, _mssa, _tied
 
@@ -579,13 +579,14 @@ CLAIMS = (
             shrinking_alone=lambda case, x, gradient, s: x,
             flat_softmax=lambda case, x, gradient, s: _mssa(case, x, case.U(), 1e-9 * s),
         ),
-        structured=(WITNESS_9, WITNESS_10, WITNESS, GAUSSIAN),
+        structured=(WITNESS_6, WITNESS_9, WITNESS_10, WITNESS, GAUSSIAN),
         code=("unrolling.layers.mssa:MSSA",),
-        correction="Nine tokens break it: four (1, 4, 0), one (45, −5, 0), two (−1, 0, 3), (−600, 0, 3) and (−640, 0, −3);"
-        " one head, U = I, s = 1, β = 1: cosine −2.4e-4. In two dimensions ten do: six (1, 3), three (1000, 2), (1040, −6)."
-        " With a sharp softmax tokens attend to one far token, whose value of the least-squares fit of the constant 1 can"
-        " be negative (mssa.sign.one_hub; whether eight can: mssa.sign.fewest_tokens). True is: −MSSA descends ½‖ZU‖²"
-        " (mssa.sign.inner_product), and the rate for large ε (mssa.sign.large_epsilon).",
+        correction="Six tokens in five dimensions break it, found by descent on the cosine (one head, U = I, s = 1, β = 1:"
+        " −2.4e-4). By hand, nine: four (1, 4, 0), one (45, −5, 0), two (−1, 0, 3), (−600, 0, 3), (−640, 0, −3); in two"
+        " dimensions ten: six (1, 3), three (1000, 2), (1040, −6). With a sharp softmax tokens attend to one far token,"
+        " whose value of the least-squares fit of the constant 1 can be negative (mssa.sign.one_hub; whether five can:"
+        " mssa.sign.fewest_tokens). True is: −MSSA descends ½‖ZU‖² (mssa.sign.inner_product), and the rate for large ε"
+        " (mssa.sign.large_epsilon).",
     ),
     Claim(
         id="mssa.sign.inner_product",
