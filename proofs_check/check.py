@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from unrolling import GradientStep, ProximalStep
+
 from .diagnosis import diagnose
 from .measures import norm
 from .oracles import richardson_derivative, taylor_curve, taylor_slope
@@ -23,6 +25,7 @@ from .trial import (
     Input,
     allowed_error,
     check_call,
+    hold_prox_to_its_term,
     inputs_for,
     line_through,
     median,
@@ -176,11 +179,13 @@ class _Trial:
         closed = smooth.gradient(x).detach()
         rule = layer.step_rule() if callable(getattr(layer, "step_rule", None)) else None
         over = kappa[..., None, None] if kappa.ndim else kappa
-        if rule is not None and type(rule).__name__ not in ("GradientStep", "ProximalStep"):
+        if rule is not None and not isinstance(rule, (GradientStep, ProximalStep)):
             want = rule(objective, x, kappa).detach()
         else:
             want = x - over * gradient
-            want = want if nonsmooth is None else nonsmooth.prox(want, kappa).detach()
+            if nonsmooth is not None:
+                hold_prox_to_its_term(nonsmooth, want, over)
+                want = nonsmooth.prox(want, kappa).detach()
         error = allowed = 0.0
         evidence = True
         for g, w, z in zip(*(t.reshape(-1, *x.shape[-2:]) for t in (got, want, x)), strict=True):
@@ -262,7 +267,7 @@ def _objective_of(layer: Any, x: Tensor) -> Any:
 def _hint(problem: Exception, count: bool = True) -> str:
     """What to do about an error that the layer raised, where it can be guessed."""
     said = str(problem).lower()
-    if "dtype" in said or "scalar type" in said or "float" in said:
+    if "dtype" in said or "scalar type" in said:
         return (
             "\n  The check works on a copy of the layer in float64: a tensor that is neither parameter nor buffer keeps its"
             " dtype. Register it (register_buffer), or pass dtype=."

@@ -147,7 +147,7 @@ def _summary(run: Mapping[str, Any], verdicts: Sequence[Verdict], source: TokenI
     if source is not None:
         put_to = f"on {len(source.tokens):,} tokens of {source.name} and on drawn inputs"
     parts = [f"{count(len(verdicts), 'claim')} {put_to}: {said or 'none was run'}"]
-    rejected = f"{killed} of {count(len(tried), 'wrong version')} rejected"
+    rejected = f"{killed:,} of {count(len(tried), 'wrong version')} rejected"
     parts.append(rejected if tried else "no wrong versions were tried")
     seconds = run.get("seconds")
     took = f", in {seconds:,.3g} s" if isinstance(seconds, (int, float)) else ""

@@ -24,7 +24,9 @@ __all__ = [
     "ClaimFailed",
     "Input",
     "allowed_error",
+    "bound_of",
     "check_call",
+    "hold_prox_to_its_term",
     "inputs_for",
     "largest",
     "line_through",
@@ -85,7 +87,7 @@ def line_through(objective: Any, x: Tensor, gradient: Tensor) -> tuple[Callable[
         with torch.no_grad():
             return float(objective.value(x + t * direction).sum())
 
-    bound = objective.lipschitz(x) if callable(getattr(objective, "lipschitz", None)) else None
+    bound = bound_of(objective, x)
     bend = 1e-2 * max(norm(x) / x.numel() ** 0.5, 1e-6)
     if bound is not None and largest(bound) > 0:
         bend = min(0.1 / largest(bound) ** 0.5, 10 * bend)
@@ -190,17 +192,64 @@ def inputs_for(
     return sorted(tried, key=lambda given: given.x.numel())
 
 
-def noise_of(objective: Any, x: Tensor) -> float:
-    """What rounding alone makes of a gradient at ``x``: ``eps L ‖x‖``, or eps of a gradient nearby where L is unknown.
+def bound_of(objective: Any, x: Tensor) -> Any:
+    """The smoothness constant at ``x``; None where the objective has none, or cannot say."""
+    if not callable(getattr(objective, "lipschitz", None)):
+        return None
+    try:
+        return objective.lipschitz(x)
+    except (NotImplementedError, TypeError):
+        return None
 
-    Differences of rates vanish identically on one token, or on equal ones; what is computed there is noise.
+
+def hold_prox_to_its_term(term: Any, y: Tensor, kappa: float | Tensor) -> None:
+    """Raise unless ``term.prox(y, κ)`` minimises ``term.value(z) + ‖z − y‖²/(2κ)`` against points around it.
+
+    Tried are y, zero, and moves of single entries, in which a wrong threshold or sign shows.
     """
-    bound = objective.lipschitz(x) if callable(getattr(objective, "lipschitz", None)) else None
-    if bound is None:
-        rng = np.random.default_rng(0)
-        near = x + 0.3 * norm(x) / x.numel() ** 0.5 * torch.from_numpy(rng.standard_normal(x.shape)).to(x.dtype)
-        return SAFETY * torch.finfo(x.dtype).eps * norm(objective.gradient(near))
-    return SAFETY * torch.finfo(x.dtype).eps * largest(bound) * norm(x)
+    name = type(term).__name__
+    if not all(callable(getattr(term, method, None)) for method in ("value", "prox")):
+        raise ClaimFailed(f"the nonsmooth term {name} must have value(x) and prox(x, step_size).")
+    step = kappa[..., 0, 0] if isinstance(kappa, Tensor) and kappa.ndim else kappa
+    least = term.prox(y, step).detach()
+
+    def cost(z: Tensor) -> float:
+        near = (z - y).square() / (2 * kappa)
+        return float((term.value(z) + near.sum((-2, -1))).sum())
+
+    reached, rng, size = cost(least), np.random.default_rng(0), norm(y) / y.numel() ** 0.5
+    if not math.isfinite(reached):
+        raise ClaimFailed(f"the value of {name} at its own prox is {reached}.")
+    tried = [y, torch.zeros_like(y)]
+    for entry in rng.permutation(y.numel())[:8]:
+        for move in (1e-3 * size, -1e-3 * size, 0.1 * size, -0.1 * size):
+            other = least.clone().reshape(-1)
+            other[int(entry)] += move
+            tried.append(other.reshape(y.shape))
+    slack = 1e-9 if y.dtype == torch.float64 else 1e-4
+    if any(cost(z) < reached - slack * abs(reached) for z in tried):
+        raise ClaimFailed(
+            f"the prox of {name} is not the minimiser of its value: another point has a lower value(z) + ‖z − y‖²/(2κ)."
+        )
+
+
+def noise_of(objective: Any, x: Tensor) -> float:
+    """What rounding alone makes of a gradient at ``x``: ``eps L ‖x‖``, or where L is unknown, how much it jumps.
+
+    Differences of rates vanish identically on one token, or on equal ones; what is computed there is noise. Such a
+    gradient is another one after x has moved by 1e-12 of itself, which hardly changes a gradient that is resolved.
+    """
+    eps = torch.finfo(x.dtype).eps
+    bound = bound_of(objective, x)
+    if bound is not None:
+        return SAFETY * eps * largest(bound) * norm(x)
+    rng = np.random.default_rng(0)
+    here = objective.gradient(x)
+    jumps = [0.0]
+    for _ in range(4):
+        nudge = torch.from_numpy(rng.standard_normal(x.shape)).to(x.dtype)
+        jumps.append(norm(objective.gradient(x * (1 + 4e3 * eps * nudge)) - here))
+    return 10.0 * max(jumps) + SAFETY * eps * norm(here)
 
 
 def check_call(owner: str, x: object, cases: object, seed: object) -> None:

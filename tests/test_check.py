@@ -382,3 +382,66 @@ def test_bases_made_in_single_precision_pass_once_converted():
             return x - self.step_size * SubspaceCodingRate(self.bases, 0.5).gradient(x)
 
     assert check_layer(Buffered()).evidence
+
+
+class Gain:
+    """A stranger's −ΔR, odd and even tokens the two classes: of one token, and of equal ones, identically zero."""
+
+    def parts(self, x):
+        N, d = x.shape[-2:]
+        odd = (torch.arange(N) % 2).to(x.dtype)
+        weights = torch.stack([0.9 - 0.8 * odd, 0.1 + 0.8 * odd], 0)
+        yield torch.ones_like(odd), d / (N * 0.25), -1.0
+        for w in weights:
+            yield w, d / (w.sum() * 0.25), w.sum() / N
+
+    def value(self, x):
+        eye = torch.eye(x.shape[-1], dtype=x.dtype)
+        terms = [0.5 * c * torch.logdet(eye + a * x.mT @ (w[:, None] * x)) for w, a, c in self.parts(x)]
+        return sum(terms)
+
+    def gradient(self, x):
+        eye = torch.eye(x.shape[-1], dtype=x.dtype)
+        return sum(
+            c * a * torch.linalg.solve(eye + a * x.mT @ (w[:, None] * x), w[:, None] * x, left=False)
+            for w, a, c in self.parts(x)
+        )
+
+
+def test_a_difference_that_vanishes_identically_is_no_evidence_even_without_a_smoothness_constant():
+    assert check_objective(Gain(), dim=5).evidence > 24
+
+    class Ascent(nn.Module):
+        dim, step_size, factor = 5, 0.3, 1.0
+
+        def objective_at(self, x):
+            return Gain()
+
+        def forward(self, x):
+            return x - self.factor * self.step_size * Gain().gradient(x)
+
+    assert check_layer(Ascent()).evidence > 24
+    wrong = Ascent()
+    wrong.factor = -1.0
+    with pytest.raises(ClaimFailed, match="opposite way"):
+        check_layer(wrong)
+
+
+def test_a_smoothness_constant_that_is_half_of_it_is_found():
+    class Fit:
+        def __init__(self, factor):
+            self.map = torch.diag(torch.tensor([1.0, 1.0, 1.0, 1.0, 3.0], dtype=torch.float64))
+            self.factor = factor
+
+        def value(self, x):
+            return 0.5 * (x @ self.map).square().sum((-1, -2))
+
+        def gradient(self, x):
+            return x @ self.map @ self.map
+
+        def lipschitz(self, x):
+            return self.factor * torch.tensor(9.0, dtype=x.dtype)
+
+    assert check_objective(Fit(1.0), dim=5).evidence
+    with pytest.raises(ClaimFailed, match=r"lipschitz says L = 4\.5"):
+        check_objective(Fit(0.5), dim=5)

@@ -184,3 +184,35 @@ def test_check_layer_takes_proximal_layers():
     wrong.threshold = 0.21
     with pytest.raises(ClaimFailed, match="is not the declared step"):
         check_layer(wrong)
+
+
+class Threshold:
+    """A stranger's term: the value of ‖x‖₁ with a prox that may be off."""
+
+    def __init__(self, factor=1.0, nonnegative=False):
+        self.factor, self.nonnegative = factor, nonnegative
+
+    def value(self, x):
+        return 2.0 * x.abs().sum((-2, -1))
+
+    def prox(self, x, step_size):
+        after = x.sign() * (x.abs() - self.factor * step_size * 2.0).clamp(min=0)
+        return after.clamp(min=0) if self.nonnegative else after
+
+
+@pytest.mark.parametrize(
+    ("term", "right"), [(Threshold(), True), (Threshold(0.5), False), (Threshold(1.0, True), False)]
+)
+def test_check_layer_holds_a_prox_to_its_value(term, right):
+    class Layer(Shrink):
+        def objective_at(self, x):
+            return Composite(Reconstruction(torch.eye(4, dtype=x.dtype), torch.zeros_like(x)), term)
+
+        def forward(self, x):
+            return term.prox(0.9 * x, 0.1)
+
+    if right:
+        assert check_layer(Layer()).evidence
+    else:
+        with pytest.raises(ClaimFailed, match="is not the minimiser of its value"):
+            check_layer(Layer())
