@@ -60,7 +60,13 @@ def _extremal(N: int, k: int) -> Any:
 
 
 def _least(N: int) -> tuple[int, float]:
-    """The split into k tokens beside the hub and n opposite ones that makes the sum least, and that sum."""
+    """The split into k tokens beside the hub and n opposite ones that makes the sum least, and that sum.
+
+    Proof. H projects onto a span that holds v ≥ 0, the far direction, with v_B = 1 its largest entry. Let h = H e_B and
+    l = h_B; then ‖h‖² = l and ⟨v, h⟩ = v_B = 1. The k positive entries of h beside B add up to P ≥ 1 − l, since v ≤ 1
+    there and v ≥ 0 where h is negative; the n negative ones add up to −M; and P²/k + M²/n ≤ l − l². Hence
+    Σ h = l + P − M ≥ 1 − M with M² ≤ n (l − l² − (1 − l)²/k), whose maximum over l is n k / (4 (k + 1)).
+    """
     splits = {k: 1 - 0.5 * math.sqrt((N - 1 - k) * k / (k + 1)) for k in range(1, N - 1)}
     if not splits:
         return 0, 0.0
