@@ -193,13 +193,15 @@ def inputs_for(
 
 
 def bound_of(objective: Any, x: Tensor) -> Any:
-    """The smoothness constant at ``x``; None where the objective has none, or cannot say."""
+    """The smoothness constant at ``x``; None where the objective has none. One that raises is a failure of its own."""
     if not callable(getattr(objective, "lipschitz", None)):
         return None
     try:
         return objective.lipschitz(x)
-    except (NotImplementedError, TypeError):
-        return None
+    except Exception as problem:
+        raise ClaimFailed(
+            f"lipschitz(x) of {type(objective).__name__} raised {type(problem).__name__}: {problem}"
+        ) from problem
 
 
 def hold_prox_to_its_term(term: Any, y: Tensor, kappa: float | Tensor) -> None:

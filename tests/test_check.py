@@ -445,3 +445,18 @@ def test_a_smoothness_constant_that_is_half_of_it_is_found():
     assert check_objective(Fit(1.0), dim=5).evidence
     with pytest.raises(ClaimFailed, match=r"lipschitz says L = 4\.5"):
         check_objective(Fit(0.5), dim=5)
+
+
+def test_a_smoothness_constant_that_raises_is_named():
+    class Broken:
+        def value(self, x):
+            return 0.5 * x.square().sum((-1, -2))
+
+        def gradient(self, x):
+            return x
+
+        def lipschitz(self):
+            return 1.0
+
+    with pytest.raises(ClaimFailed, match=r"lipschitz\(x\) of Broken raised TypeError"):
+        check_objective(Broken(), dim=4)
