@@ -3,16 +3,16 @@ import torch
 from torch import nn
 
 from proofs_check import check_layer
-from unrolling import CBSA, CRATE, ISTA, MSSA, SequencePool
+from unrolling import CBSA, ISTA, MSSA, CRATEBlock, SequencePool
 
 
 def blocks():
     pool = SequencePool(3)
     return {
-        "exact": CRATE(MSSA(12, 3, step_size=0.3)),
-        "softmax": CRATE(MSSA(12, 3, form="softmax")),
-        "cbsa": CRATE(CBSA(12, 3, representatives=pool), ISTA(12, nonnegative=False)),
-        "cbsa softmax": CRATE(CBSA(12, 3, representatives=pool, form="softmax")),
+        "exact": CRATEBlock(MSSA(12, 3, step_size=0.3)),
+        "softmax": CRATEBlock(MSSA(12, 3, form="softmax")),
+        "cbsa": CRATEBlock(CBSA(12, 3, representatives=pool), ISTA(12, nonnegative=False)),
+        "cbsa softmax": CRATEBlock(CBSA(12, 3, representatives=pool, form="softmax")),
     }
 
 
@@ -30,13 +30,13 @@ def test_forward_is_both_declared_steps(name, shape, device):
 
 
 def test_both_halves_pass_the_check_by_themselves():
-    block = CRATE(MSSA(6, 2), ISTA(6, certified=True, step_size=1.0))
+    block = CRATEBlock(MSSA(6, 2), ISTA(6, certified=True, step_size=1.0))
     assert check_layer(block.attention).evidence
     assert check_layer(block.ista).evidence
 
 
 def test_the_published_block():
-    block = CRATE(MSSA(12, 3, form="softmax", tied=False), norm="layer").double()
+    block = CRATEBlock(MSSA(12, 3, form="softmax", tied=False), norm="layer").double()
     x = torch.randn(2, 9, 12, dtype=torch.float64)
     norm = nn.LayerNorm(12).double()
     between = x + block.attention.update(norm(x))
@@ -46,7 +46,7 @@ def test_the_published_block():
 
 
 def test_the_trace_says_what_each_half_does():
-    block = CRATE(MSSA(12, 3, certified=True)).double()
+    block = CRATEBlock(MSSA(12, 3, certified=True)).double()
     x = torch.randn(2, 9, 12, dtype=torch.float64)
     traced = block.trace(x)
     assert (traced.rate_between < traced.rate_before).all()
@@ -56,7 +56,7 @@ def test_the_trace_says_what_each_half_does():
 
 def test_it_trains():
     torch.manual_seed(0)
-    network = nn.Sequential(*(CRATE(MSSA(12, 3, form="softmax")) for _ in range(2)))
+    network = nn.Sequential(*(CRATEBlock(MSSA(12, 3, form="softmax")) for _ in range(2)))
     optimiser = torch.optim.Adam(network.parameters(), lr=1e-2)
     x, y = torch.randn(4, 9, 12), torch.rand(4, 9, 12)
     losses = []
@@ -72,9 +72,9 @@ def test_it_trains():
 @pytest.mark.parametrize(
     ("make", "error", "said"),
     [
-        (lambda: CRATE(MSSA(12, 3), ISTA(6)), ValueError, "attention has dim 12, but ista has dim 6"),
-        (lambda: CRATE(nn.Linear(3, 3)), TypeError, "attention must be an MSSA or a CBSA, but is a Linear"),
-        (lambda: CRATE(MSSA(12, 3), norm="batch"), ValueError, "norm must be one of 'none', 'layer'"),
+        (lambda: CRATEBlock(MSSA(12, 3), ISTA(6)), ValueError, "attention has dim 12, but ista has dim 6"),
+        (lambda: CRATEBlock(nn.Linear(3, 3)), TypeError, "attention must be an MSSA or a CBSA, but is a Linear"),
+        (lambda: CRATEBlock(MSSA(12, 3), norm="batch"), ValueError, "norm must be one of 'none', 'layer'"),
     ],
 )
 def test_bad_blocks_are_refused(make, error, said):

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("objectives", "unrolling", "proofs_check")
 ALLOWED = {
     "objectives": {"torch", "objectives"},
-    "unrolling": {"torch", "objectives", "unrolling"},
+    "unrolling": {"torch", "objectives", "unrolling", "safetensors", "matplotlib"},  # the last two inside functions
     "proofs_check": {
         *PACKAGES,
         "torch",

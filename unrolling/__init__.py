@@ -21,9 +21,10 @@ from .fast_weights import (
     taxonomy,
     top_k_attention,
 )
+from .layers.agent import AgentAttention, AgentBias
 from .layers.aot import AoT
 from .layers.cbsa import CBSA
-from .layers.crate import CRATE
+from .layers.crate import CRATEBlock
 from .layers.depict import MSCA, DepictDecoder, DepictRecord
 from .layers.energy_transformer import EnergyTransformer
 from .layers.ista import ISTA, OvercompleteISTA
@@ -47,12 +48,12 @@ from .representatives import (
     Tokens,
 )
 from .riemannian import RiemannianStep, certified_stiefel_step, retract, tangent
+from .rotary import GridRotary
 from .steps import ArmijoStep, ExactLineSearchStep, GradientStep, Step
 from .unroll import Unrolled
 
 __all__ = [
     "CBSA",
-    "CRATE",
     "FAST_WEIGHTS",
     "ISTA",
     "MSCA",
@@ -60,10 +61,13 @@ __all__ = [
     "SVD",
     "TSSA",
     "AcceleratedProximalStep",
+    "AgentAttention",
+    "AgentBias",
     "AlternatingStep",
     "AoT",
     "ArmijoStep",
     "Axes",
+    "CRATEBlock",
     "DepictDecoder",
     "DepictRecord",
     "EnergyLayerNorm",
@@ -72,6 +76,7 @@ __all__ = [
     "FastWeights",
     "GradientStep",
     "GridPool",
+    "GridRotary",
     "LearnedQueries",
     "MiTA",
     "MirrorStep",

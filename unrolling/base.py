@@ -11,7 +11,15 @@ from objectives import Objective
 
 from .steps import GradientStep, Step
 
-__all__ = ["UnrolledLayer"]
+__all__ = ["UnrolledLayer", "hold"]
+
+
+def hold(module: nn.Module, name: str, value: Tensor, learnable: bool) -> None:
+    """Give ``module`` a learned number, or a constant: no parameter then, and not in its state dictionary."""
+    if learnable:
+        module.register_parameter(name, nn.Parameter(value))
+    else:
+        module.register_buffer(name, value, persistent=False)
 
 
 class UnrolledLayer(nn.Module, abc.ABC):

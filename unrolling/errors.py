@@ -7,7 +7,15 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["check_choice", "check_count", "check_input", "check_positive_number", "check_sizes", "check_step_number"]
+__all__ = [
+    "check_choice",
+    "check_count",
+    "check_input",
+    "check_positive_number",
+    "check_share",
+    "check_sizes",
+    "check_step_number",
+]
 
 
 def check_count(owner: str, name: str, value: object, minimum: int = 1) -> None:
@@ -28,8 +36,12 @@ def check_step_number(owner: str, step_size: object) -> None:
     """Raise unless every step size is positive and finite."""
     if not isinstance(step_size, (int, float, Tensor)) or isinstance(step_size, bool):
         raise TypeError(f"{owner}: step_size must be a number or a tensor, but is a {type(step_size).__name__}.")
-    numbers = torch.as_tensor(step_size).detach()
-    if not bool(((numbers > 0) & torch.isfinite(numbers)).all()):
+    if isinstance(step_size, Tensor):
+        numbers = step_size.detach()
+        fine = bool(((numbers > 0) & torch.isfinite(numbers)).all())
+    else:
+        fine = step_size > 0 and math.isfinite(step_size)
+    if not fine:
         raise ValueError(f"{owner}: step_size must be positive and finite, but is {step_size}.")
 
 
@@ -80,6 +92,14 @@ def check_positive_number(owner: str, name: str, value: object) -> None:
         raise TypeError(f"{owner}: {name} must be a number, but is {value!r}.")
     if not (value > 0 and math.isfinite(value)):
         raise ValueError(f"{owner}: {name} must be positive and finite, but is {value}.")
+
+
+def check_share(owner: str, name: str, value: object) -> None:
+    """Raise unless ``value`` is a probability below 1."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{owner}: {name} must be a number, but is {value!r}.")
+    if not 0 <= value < 1:
+        raise ValueError(f"{owner}: {name} must be at least 0 and below 1, but is {value}.")
 
 
 def check_tokens_for(owner: str, x: object, dim: int, dtype: torch.dtype) -> None:

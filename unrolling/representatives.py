@@ -32,6 +32,8 @@ class Representatives(nn.Module, abc.ABC):
     """Whether ``initial`` feeds P = softmax(s Q_ini Wᵀ). The others (all tokens, SVD, axes) need no softmax."""
 
     token_count: int | None = None
+    count: int | None = None
+    """The number of representatives, where the tokens do not decide it."""
 
     def initial(self, w: Tensor, class_tokens: int, grid: tuple[int, int] | None) -> Tensor:
         """Q_ini ``(..., heads, m, head_dim)`` from the coordinates w ``(..., heads, tokens, head_dim)``.
@@ -64,6 +66,7 @@ class GridPool(Representatives):
             if value is not None:
                 _check_pair("GridPool", name, value)
         self.size, self.grid = (size[0], size[1]), grid
+        self.count = size[0] * size[1]
         self.token_count = None if grid is None else grid[0] * grid[1]
 
     def initial(self, w: Tensor, class_tokens: int, grid: tuple[int, int] | None) -> Tensor:
@@ -97,13 +100,13 @@ class SequencePool(Representatives):
     def __init__(self, count: int) -> None:
         super().__init__()
         check_count("SequencePool", "count", count)
-        self.count = count
+        self.count = self.length = count
 
     def initial(self, w: Tensor, class_tokens: int, grid: tuple[int, int] | None) -> Tensor:
         """The averages of consecutive tokens over the bins."""
         patches = _patches("SequencePool", w, class_tokens)
-        pooled = F.adaptive_avg_pool1d(patches.mT.reshape(-1, w.shape[-1], patches.shape[-2]), self.count).mT
-        return pooled.reshape(*w.shape[:-2], self.count, w.shape[-1])
+        pooled = F.adaptive_avg_pool1d(patches.mT.reshape(-1, w.shape[-1], patches.shape[-2]), self.length).mT
+        return pooled.reshape(*w.shape[:-2], self.length, w.shape[-1])
 
     def extra_repr(self) -> str:
         """Size."""
@@ -118,7 +121,7 @@ class LearnedQueries(Representatives):
         super().__init__()
         for name, value in (("count", count), ("heads", heads), ("head_dim", head_dim)):
             check_count("LearnedQueries", name, value)
-        self.queries = nn.Parameter(torch.randn(heads, count, head_dim))
+        self.queries, self.count = nn.Parameter(torch.randn(heads, count, head_dim)), count
 
     def initial(self, w: Tensor, class_tokens: int, grid: tuple[int, int] | None) -> Tensor:
         """The learned queries, whatever the tokens."""
@@ -174,25 +177,47 @@ class Axes(Representatives):
 
 @final
 class OfficialGridPool(Representatives):
-    """The pooling of CBSA's released code, its slip included: for ``compat="official"`` only.
+    """The pooling of the released code of CBSA and MiTA, its slip included: where ``compat="official"`` asks for it.
 
-    The released code drops the LAST token and pools the rest as an int(√N) square, while its class token comes
-    FIRST: the grid it pools is [class, patch 0, …], shifted by one cell. Needs N = g² + 1 tokens.
+    The released encoders drop the LAST token and pool the rest as a square, while their class token comes FIRST: the
+    grid that they pool is [class, patch 0, …], shifted by one cell. Their decoders drop the last 150, the classes.
+
+    Parameters
+    ----------
+        size: rows and columns of representatives. dropped: numbers of tokens that may be left out at the end; the first
+        that leaves a square is taken. leading: leave them out at the beginning instead, where a class token is.
+
+    Raises
+    ------
+        ValueError where none of them leaves a square.
     """
 
-    def __init__(self, size: tuple[int, int] = (8, 8)) -> None:
+    def __init__(
+        self, size: tuple[int, int] = (8, 8), dropped: tuple[int, ...] = (1,), *, leading: bool = False
+    ) -> None:
         super().__init__()
         _check_pair("OfficialGridPool", "size", size)
-        self.size = (size[0], size[1])
+        for count in dropped:
+            check_count("OfficialGridPool", "dropped", count)
+        self.size, self.dropped, self.count = (size[0], size[1]), tuple(dropped), size[0] * size[1]
+        self.leading = leading
 
     def initial(self, w: Tensor, class_tokens: int, grid: tuple[int, int] | None) -> Tensor:
         """The averages of the tokens but the last, laid out as a square."""
-        side = math.isqrt(w.shape[-2])
-        if side == 0 or side * side != w.shape[-2] - 1:
-            raise ValueError(f"OfficialGridPool: the released code takes g² + 1 tokens, but there are {w.shape[-2]}.")
-        image = w[..., :-1, :].mT.reshape(-1, w.shape[-1], side, side)
-        pooled = F.adaptive_avg_pool2d(image, self.size).flatten(-2).mT
-        return pooled.reshape(*w.shape[:-2], -1, w.shape[-1])
+        tokens = w.shape[-2]
+        for drop in self.dropped:
+            side = math.isqrt(max(0, tokens - drop))
+            if side > 0 and side * side == tokens - drop:
+                kept = w[..., drop:, :] if self.leading else w[..., :-drop, :]
+                image = kept.mT.reshape(-1, w.shape[-1], side, side)
+                pooled = F.adaptive_avg_pool2d(image, self.size).flatten(-2).mT
+                return pooled.reshape(*w.shape[:-2], -1, w.shape[-1])
+        wanted = " or ".join(f"g² + {drop}" for drop in self.dropped)
+        raise ValueError(f"OfficialGridPool: the released code takes {wanted} tokens, but there are {tokens}.")
+
+    def extra_repr(self) -> str:
+        """Sizes."""
+        return f"size={self.size}, dropped={self.dropped}"
 
 
 def _patches(owner: str, w: Tensor, class_tokens: int) -> Tensor:

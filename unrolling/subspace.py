@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 
 from objectives import Objective
 
-from .base import UnrolledLayer
+from .base import UnrolledLayer, hold
 from .errors import check_choice, check_count, check_input, check_sizes, step_in_certificate
 from .orthonormal import OrthonormalColumns
 
@@ -22,6 +22,8 @@ class SubspaceLayer(UnrolledLayer, abc.ABC):
 
     See :class:`unrolling.MSSA` and :class:`unrolling.CBSA` for the arguments.
     """
+
+    step: Tensor
 
     def __init__(
         self,
@@ -42,6 +44,9 @@ class SubspaceLayer(UnrolledLayer, abc.ABC):
         basis: str,
         class_tokens: int,
         U: Tensor | None,
+        residual: bool = True,
+        projected: bool = True,
+        coordinate_bias: bool = False,
     ) -> None:
         super().__init__()
         owner = self._owner = type(self).__name__  # a parametrization renames the class
@@ -66,7 +71,9 @@ class SubspaceLayer(UnrolledLayer, abc.ABC):
         self.form, self.epsilon, self.class_tokens = form, float(epsilon), class_tokens
         self.scale = head_dim**-0.5 if scale is None else float(scale)
         self.certified, self.tied, self.per_head_step = certified, tied, per_head_step
+        self.residual, self.projected = residual, projected
         self._init_basis(basis, U)
+        self.basis_bias = nn.Parameter(torch.zeros_like(self.basis[0])) if coordinate_bias else None
         self._init_output(output_bias)
         self._init_step(float(step_size), learnable_step)
 
@@ -91,9 +98,14 @@ class SubspaceLayer(UnrolledLayer, abc.ABC):
 
     def _init_output(self, bias: bool) -> None:
         owner, inner = self._owner, self.heads * self.head_dim
-        if self.tied and bias:
+        if bias and (self.tied or not self.projected):
             raise ValueError(f"{owner}: an output bias belongs to a free output matrix; pass tied=False.")
-        if not self.tied:
+        if not self.projected and (self.tied or inner != self.dim):
+            raise ValueError(
+                f"{owner}: projected=False leaves the coordinates as they are: it goes with tied=False, and with"
+                f" heads × head_dim = dim, but {self.heads} × {self.head_dim} = {inner} and dim is {self.dim}."
+            )
+        if not self.tied and self.projected:
             self.output = nn.Linear(inner, self.dim, bias=bias, dtype=self.basis.dtype, device=self.basis.device)
             with torch.no_grad():
                 self.output.weight.copy_(self.basis)
@@ -118,7 +130,19 @@ class SubspaceLayer(UnrolledLayer, abc.ABC):
             step_tensor = torch.tensor(step, dtype=self.basis.dtype)
         if self.per_head_step:
             step_tensor = step_tensor.expand(self.heads).clone()
-        self.step = nn.Parameter(step_tensor, requires_grad=learnable)
+        hold(self, "step", step_tensor, learnable)
+
+    def adds(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """What a published block adds to its stream, from tokens ``x`` that it has normalised: the layer's update."""
+        return self.update(x)
+
+    @abc.abstractmethod
+    def update(self, x: Tensor) -> Tensor:
+        """What the layer adds to the tokens."""
+
+    def attention_map(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """How much every token reads of every other, where the layer has such weights."""
+        raise TypeError(f"{type(self).__name__} has no attention map.")
 
     @property
     def U(self) -> Tensor:
@@ -127,11 +151,20 @@ class SubspaceLayer(UnrolledLayer, abc.ABC):
 
     def _coordinates(self, x: Tensor, basis: Tensor) -> Tensor:
         check_input(self._owner, x, basis, self.heads)
-        return (x @ basis).unflatten(-1, (self.heads, self.head_dim)).transpose(-3, -2)
+        flat = x @ basis
+        if self.basis_bias is not None:
+            flat = flat + self.basis_bias
+        return flat.unflatten(-1, (self.heads, self.head_dim)).transpose(-3, -2)
 
     def _back(self, per_head: Tensor, basis: Tensor) -> Tensor:
         joined = per_head.transpose(-3, -2).flatten(-2)
-        return self.output(joined) if not self.tied else joined @ basis.mT
+        if self.tied:
+            return joined @ basis.mT
+        return self.output(joined) if self.projected else joined
+
+    def _moved(self, x: Tensor, update: Tensor) -> Tensor:
+        """The tokens after the update; the update itself in layers without residual."""
+        return x + update if self.residual else update
 
     def kappa(self, bounds: float | Tensor) -> Tensor:
         """The step sizes: ``()`` if all heads share one, else ``(..., heads)``.
@@ -165,8 +198,16 @@ class SubspaceLayer(UnrolledLayer, abc.ABC):
         return torch.ones_like(kappa[..., 0].flatten()[0]) if kappa.ndim else kappa
 
     def _require_tied(self) -> None:
+        if not self.residual:
+            raise ValueError(f"{self._owner}: no descent is claimed: with residual=False it returns the update alone.")
+        if self.basis_bias is not None and bool(self.basis_bias.detach().any()):
+            raise ValueError(f"{self._owner}: no descent is claimed: the coordinates are shifted by a bias.")
         if self.tied:
             return
+        if not self.projected:
+            raise ValueError(
+                f"{self._owner}: no descent is claimed: projected=False leaves out the bases on the way back."
+            )
         difference = float((self.output.weight - self.basis).detach().abs().max())
         offset = 0.0 if self.output.bias is None else float(self.output.bias.detach().abs().max())
         if difference > 0 or offset > 0:
@@ -179,12 +220,19 @@ class SubspaceLayer(UnrolledLayer, abc.ABC):
         """Sizes, form and options, as ``print(layer)`` shows them."""
         parts = [f"dim={self.dim}, heads={self.heads}, head_dim={self.head_dim}, form={self.form!r}"]
         parts += [name for name in ("certified", "per_head_step") if getattr(self, name)]
-        parts += [] if self.tied else ["free output"]
+        parts += [] if self.tied else ["free output" if self.projected else "no output matrix"]
+        parts += [] if self.residual else ["no residual"]
         return ", ".join(parts)
 
 
 def contract(q: Tensor, beta: float | Tensor) -> Tensor:
-    """``β q (I + β qᵀq)⁻¹`` for q ``(..., rows, columns)``, on the smaller side, by one linear solve."""
+    """``β q (I + β qᵀq)⁻¹`` for q ``(..., rows, columns)``, on the smaller side, by one linear solve.
+
+    Half precision has no solver: there, and under autocast, it is solved in at least single precision.
+    """
+    if q.dtype in (torch.float16, torch.bfloat16) or torch.is_autocast_enabled(q.device.type):
+        with torch.autocast(q.device.type, enabled=False):
+            return contract(q.to(torch.promote_types(q.dtype, torch.float32)), beta).to(q.dtype)
     by_rows = q.shape[-2] < q.shape[-1]
     gram = q @ q.mT if by_rows else q.mT @ q
     system = torch.eye(gram.shape[-1], dtype=q.dtype, device=q.device) + beta * gram

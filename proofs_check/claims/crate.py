@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unrolling import CRATE, ISTA, MSSA
+from unrolling import ISTA, MSSA, CRATEBlock
 
 from .. import paper
 from ..claim import Claim, Comparison, Measurement
@@ -32,7 +32,7 @@ def _kappa(case: Case) -> float:
     return 0.5 * case.step if _form(case) == "softmax" else case.step * case.tokens * case.epsilon**2 / case.head_dim
 
 
-def _block(case: Case, norm: str = "none") -> CRATE:
+def _block(case: Case, norm: str = "none") -> CRATEBlock:
     attention = MSSA(
         case.dim,
         case.heads,
@@ -44,7 +44,7 @@ def _block(case: Case, norm: str = "none") -> CRATE:
     )
     D = dictionary(dataclasses.replace(case, sharpness=0.0), case.dim, case.dim)
     ista = ISTA(case.dim, D=D, weight=penalty(case))
-    return CRATE(attention, ista, norm=norm).to(case.torch_dtype)
+    return CRATEBlock(attention, ista, norm=norm).to(case.torch_dtype)
 
 
 def _paper(case: Case, Z: Any, D: Any, eta: float, lam: float) -> tuple[Any, Any]:
@@ -128,7 +128,7 @@ def _trace(subject: Any, case: Case) -> Measurement:
     return dataclasses.replace(combine(*parts, zeros), values=values)
 
 
-def _no_norm(case: Case, block: CRATE, x: Tensor) -> Tensor:
+def _no_norm(case: Case, block: CRATEBlock, x: Tensor) -> Tensor:
     return block.ista(block.attention(x))
 
 
@@ -156,7 +156,7 @@ CLAIMS = (
         structured=tuple(
             dataclasses.replace(case, seed=s) for case in STRUCTURED if 0.1 <= case.scale <= 10 for s in (0, 1)
         ),
-        code=("unrolling.layers.crate:CRATE",),
+        code=("unrolling.layers.crate:CRATEBlock",),
         frozen="X (and keys)",
     ),
     Claim(
@@ -178,7 +178,7 @@ CLAIMS = (
             all_NaN=lambda case, block, x: block(x) * torch.nan,
         ),
         structured=(Case(), Case(seed=1), Case(tokens=1), Case(tokens=12, heads=2, head_dim=2, seed=3)),
-        code=("unrolling.layers.crate:CRATE",),
+        code=("unrolling.layers.crate:CRATEBlock",),
     ),
     Claim(
         id="crate.rates",
@@ -200,6 +200,6 @@ CLAIMS = (
             Case(tokens=40, heads=3, head_dim=4),
             Case(tokens=40, heads=3, head_dim=4, seed=1),
         ),
-        code=("unrolling.layers.crate:CRATE",),
+        code=("unrolling.layers.crate:CRATEBlock",),
     ),
 )

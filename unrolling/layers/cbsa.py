@@ -7,7 +7,6 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from objectives import (
     ChannelRate,
@@ -19,6 +18,7 @@ from objectives import (
     SubspaceCodingRate,
 )
 
+from ..attend import attend
 from ..errors import check_choice
 from ..representatives import SVD, Axes, GridPool, OfficialGridPool, Representatives, Tokens
 from ..subspace import SubspaceLayer, contract, per_head
@@ -50,16 +50,18 @@ class CBSA(SubspaceLayer):
     ----------
         representatives: a strategy from :mod:`unrolling.representatives`, GridPool((8, 8)) by default.
         class_tokens: how many leading tokens stay out of the pooling; they are still attended to and moved.
-        compat="official": the released code, number for number (``from_official`` loads its weights).
-        form, step_size and the others: as for :class:`unrolling.MSSA`; the agent form adds, like softmax.
+        keep_queries: representatives ``Q_ini + r_k P W`` in place of ``P W``, r_k learned for every head, drawn from N(0, 1)
+        at first: no objective is known for it. compat="official": the released code, number for number: keep_queries
+        with OfficialGridPool and a free output matrix (``from_official`` loads its weights).
+        form, step_size, residual and the others: as for :class:`unrolling.MSSA`; the agent form adds, like softmax.
     Cost
         multiply-adds ``2 N d² + 3 N m d + 2 m² d`` in the softmax form (table 1): linear in N
     Source
         CBSA, arXiv 2509.16875, eq. 4 (objective), 6 and 7 (exact step), 8 (softmax), 9, 12, 13 (special cases)
     Differences from the authors' code
-        it keeps the pooled queries in Q (``Q = Q_ini + step_rep · P W``), pools the class token and drops the last
-        patch, has a free output matrix with bias, and no inverse anywhere. compat="official" does all of that, and
-        declares no objective.
+        it keeps the pooled queries in Q (keep_queries), pools the class token and drops the last patch
+        (OfficialGridPool), has a free output matrix with bias, and no inverse anywhere. compat="official" does all of
+        that, and declares no objective.
 
     Raises
     ------
@@ -92,6 +94,8 @@ class CBSA(SubspaceLayer):
         basis: str = "orthonormal",
         class_tokens: int = 0,
         U: Tensor | None = None,
+        residual: bool = True,
+        keep_queries: bool = False,
         compat: str | None = None,
     ) -> None:
         super().__init__(
@@ -111,6 +115,7 @@ class CBSA(SubspaceLayer):
             basis=basis,
             class_tokens=class_tokens,
             U=U,
+            residual=residual,
         )
         self.representatives = GridPool() if representatives is None else representatives
         if isinstance(self.representatives, (SVD, Axes)) and form != "exact":
@@ -125,8 +130,13 @@ class CBSA(SubspaceLayer):
                     "CBSA: compat='official' goes with form='softmax', tied=False and OfficialGridPool(); the class method"
                     " CBSA.from_official sets them."
                 )
+        self.compat, self.keep_queries = compat, keep_queries or compat is not None
+        if self.keep_queries:
+            if not self.representatives.softmax_extraction:
+                raise ValueError(
+                    f"CBSA: keep_queries keeps initial representatives, which {type(self.representatives).__name__} has not."
+                )
             self.step_rep = nn.Parameter(torch.randn(self.heads, dtype=self.basis.dtype))
-        self.compat = compat
         patches = self.representatives.token_count
         self.token_count = None if patches is None else patches + class_tokens
 
@@ -169,7 +179,11 @@ class CBSA(SubspaceLayer):
 
     def forward(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """The tokens after one layer; ``grid`` is the image's rows and columns of patches, for GridPool."""
-        return x + self.update(x, grid)
+        return self._moved(x, self.update(x, grid))
+
+    def adds(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """What a published block adds: the update."""
+        return self.update(x, grid)
 
     def update(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """What the layer adds to the tokens; for blocks that normalise before it."""
@@ -188,10 +202,14 @@ class CBSA(SubspaceLayer):
         if isinstance(kind, Tokens):
             return per_head(self.kappa(self._bounds(w, None))) * self._contracted(w)
         P = self._extract(w, grid)
-        q = P @ w
-        if self.compat is not None:
-            q = kind.initial(w, self.class_tokens, grid) + per_head(self.step_rep) * q
+        q = self._gather(w, P, grid)
         return per_head(self.kappa(self._bounds(w, P))) * (P.mT @ self._contracted(q))
+
+    def _gather(self, w: Tensor, P: Tensor, grid: tuple[int, int] | None) -> Tensor:
+        q = P @ w
+        if self.keep_queries:
+            q = self.representatives.initial(w, self.class_tokens, grid) + per_head(self.step_rep) * q
+        return q
 
     def extraction(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """P ``(..., heads, m, tokens)``: how much of every token each representative holds; rows sum to 1.
@@ -199,6 +217,24 @@ class CBSA(SubspaceLayer):
         Defined for the softmax strategies; ``P.mT @ P`` is the attention map of CBSA.
         """
         return self._extract(self._coordinates(x, self.basis), grid)
+
+    def attention_map(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """``A Aᵀ = P.mT @ P`` ``(..., heads, tokens, tokens)``, of rank at most m; not row-stochastic."""
+        P = self.extraction(x, grid)
+        return P.mT @ P
+
+    def representatives_of(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Q ``(..., heads, m, head_dim)``, before they are contracted."""
+        w = self._coordinates(x, self.basis)
+        return self._gather(w, self._extract(w, grid), grid)
+
+    def contracted(self, q: Tensor) -> Tensor:
+        """Representatives q after their own step ``q + κ Δ(q)``, Δ the change that is broadcast."""
+        if self.certified:
+            raise ValueError(
+                "CBSA: the steps of certified layers depend on the tokens; read them off kappa(bounds_at(x))."
+            )
+        return q + per_head(self.step) * self._contracted(q)
 
     def _extract(self, w: Tensor, grid: tuple[int, int] | None) -> Tensor:
         queries = self.representatives.initial(w, self.class_tokens, grid)
@@ -209,7 +245,7 @@ class CBSA(SubspaceLayer):
         if self.form == "exact":
             return -contract(q, self.head_dim / (q.shape[-2] * self.epsilon**2))
         if self.form == "softmax":
-            return F.scaled_dot_product_attention(q, q, q, scale=self.scale)
+            return attend(q, q, q, self.scale)
         return q
 
     def _bounds(self, w: Tensor, P: Tensor | None) -> float | Tensor:
@@ -236,6 +272,8 @@ class CBSA(SubspaceLayer):
     def _declare(self, x: Tensor, weights: Tensor | None) -> Objective:
         if self.compat is not None:
             raise ValueError("CBSA: compat='official' declares no objective: its Q keeps the pooled queries.")
+        if self.keep_queries:
+            raise ValueError("CBSA: no descent is claimed with keep_queries=True: its Q keeps the pooled queries.")
         U, kind, epsilon, orthonormal = self.U, self.representatives, self.epsilon, self.orthonormal
         if isinstance(kind, SVD):
             return SubspaceCodingRate(U, epsilon, self.head_dim, weights, orthonormal)
@@ -259,7 +297,7 @@ class CBSA(SubspaceLayer):
 
     def approximates_at(self, x: Tensor) -> Objective | None:
         """The representatives' rate that the softmax form stands in for; None for the others."""
-        if self.form != "softmax" or self.compat is not None:
+        if self.form != "softmax" or self.keep_queries:
             return None
         if isinstance(self.representatives, Tokens):
             return SubspaceCodingRate(self.U, self.epsilon, orthonormal=self.orthonormal)

@@ -18,7 +18,8 @@ from objectives import (
     subspace_alignment,
 )
 
-from ..errors import check_choice, check_count
+from ..attend import attend
+from ..errors import check_choice, check_count, check_share
 from ..subspace import SubspaceLayer, contract, per_head
 from .mssa import MSSA
 
@@ -44,7 +45,7 @@ class MSCA(SubspaceLayer):
         x ``(..., class_tokens + patches, dim)``; U ``(heads, dim, head_dim)``; returns like x
     Parameters
         class_tokens: C, at least 1, before the patches. patches: the only number of patches it takes, None for any.
-        form, step_size and the others: as for :class:`unrolling.MSSA`; both forms add, and a positive κ descends.
+        form, step_size, dropout and the others: as for :class:`unrolling.MSSA`; both forms add, and a positive κ descends.
     Source
         DEPICT, arXiv 2411.03033, section 3 (cross-attention as a step of PCA in the class embeddings)
     Symbols
@@ -83,8 +84,10 @@ class MSCA(SubspaceLayer):
         output_bias: bool = False,
         basis: str = "orthonormal",
         U: Tensor | None = None,
+        dropout: float = 0.0,
     ) -> None:
         check_count("MSCA", "class_tokens", class_tokens)
+        check_share("MSCA", "dropout", dropout)
         if patches is not None:
             check_count("MSCA", "patches", patches)
         super().__init__(
@@ -106,6 +109,7 @@ class MSCA(SubspaceLayer):
             U=U,
         )
         self.token_count = None if patches is None else class_tokens + patches
+        self.dropout = float(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """The class tokens after one layer, the patches as they were."""
@@ -128,7 +132,13 @@ class MSCA(SubspaceLayer):
         if self.form == "exact":
             beta = q.shape[-2] / (w.shape[-2] * self.epsilon**2)
             return self._back(kappa * (contract(w @ q.mT, beta).mT @ w), basis)
-        return self._back(kappa * F.scaled_dot_product_attention(q, w, w, scale=self.scale), basis)
+        drop = self.dropout if self.training else 0.0
+        return self._back(kappa * attend(q, w, w, self.scale, dropout=drop), basis)
+
+    def attention_map(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """``softmax(s q_k W_kᵀ)`` ``(..., heads, class_tokens, patches)``: the patches that each class reads; rows sum to 1."""
+        q, w = self._parts(x, self.basis)
+        return torch.softmax(self.scale * (q @ w.mT), dim=-1)
 
     def _parts(self, x: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
         coordinates = self._coordinates(x, basis)
@@ -196,8 +206,8 @@ class DepictDecoder(nn.Module):
     ----------
         dim, classes: width of a token, number of classes. heads, head_dim: of the MSSA layers; cross_head_dim: of the
         MSCA layers (published: 3 heads of 100 and of 50). form, step_size, epsilon, basis: as for the layers.
-        norm: LayerNorms as released: in front of every MSSA and of the keys of every MSCA (never of the queries), after
-        each stack, and over the classes of the masks.
+        dropout: of attention weights, while training, softmax form only. norm: LayerNorms as released: in front of every
+        MSSA and of the keys of every MSCA (never of the queries), after each stack, and over the classes of the masks.
     Shapes
         tokens ``(..., H·W, dim)`` with grid (H, W), row by row; returns masks ``(..., classes, H, W)``
     Source
@@ -230,6 +240,7 @@ class DepictDecoder(nn.Module):
         epsilon: float = 0.5,
         basis: str = "orthonormal",
         norm: bool = False,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         sizes = {"dim": dim, "classes": classes, "heads": heads, "depth": depth, "cross_depth": cross_depth}
@@ -241,7 +252,7 @@ class DepictDecoder(nn.Module):
         across = cross_depth if attention == "cross" else 0
 
         def options() -> dict[str, Any]:
-            return {"form": form, "step_size": step_size, "epsilon": epsilon, "basis": basis}
+            return {"form": form, "step_size": step_size, "epsilon": epsilon, "basis": basis, "dropout": dropout}
 
         def normed(count: int, width: int) -> nn.ModuleList:
             return nn.ModuleList(nn.LayerNorm(width) if norm else nn.Identity() for _ in range(count))

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from objectives import L1, Composite, NonNegativeL1, Reconstruction
 
-from ..base import UnrolledLayer
+from ..base import UnrolledLayer, hold
 from ..errors import check_count, check_input, check_step_number, step_in_certificate
 from ..proximal import ProximalStep
 from ..steps import GradientStep, Step
@@ -36,7 +36,8 @@ class ISTA(UnrolledLayer):
         orthogonal: D starts orthogonal; else as in CRATE's code, uniform with variance 2/dim. D: give it.
     Source
         CRATE, arXiv 2306.01129, eq. 17. Differences from the authors' code: none in the formula; there η = λ = 0.1
-        are constants and three products are taken.
+        are constants and three products are taken. Constants are no parameters here either, and not in the state
+        dictionary.
 
     Raises
     ------
@@ -50,6 +51,8 @@ class ISTA(UnrolledLayer):
     """
 
     declares: ClassVar[str] = "Reconstruction + NonNegativeL1"
+    step: Tensor
+    log_weight: Tensor
 
     def __init__(
         self,
@@ -83,10 +86,8 @@ class ISTA(UnrolledLayer):
         self.D = nn.Parameter(dictionary)
         share = step_size / 2
         start = math.log(share / (1 - share)) if certified else math.log(step_size)
-        self.step = nn.Parameter(torch.tensor(start, dtype=self.D.dtype), requires_grad=learnable_step)
-        self.log_weight = nn.Parameter(
-            torch.tensor(math.log(weight), dtype=self.D.dtype), requires_grad=learnable_weight
-        )
+        hold(self, "step", torch.tensor(start, dtype=self.D.dtype), learnable_step)
+        hold(self, "log_weight", torch.tensor(math.log(weight), dtype=self.D.dtype), learnable_weight)
 
     @property
     def weight(self) -> Tensor:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import final
+from typing import Unpack, final
 
 import torch
 from torch import Tensor
 
-from ..attention import AttentionLayer
+from ..attention import AttentionLayer, AttentionOptions
 from ..errors import check_count
-from ..representatives import GridPool, LearnedQueries, Representatives, SequencePool
+from ..representatives import GridPool, Representatives
 
 __all__ = ["MiTA", "merge_attention", "mita", "top_indices"]
 
@@ -169,7 +169,8 @@ class MiTA(AttentionLayer):
     ----------
         landmarks: a strategy from :mod:`unrolling.representatives` that pools the queries; GridPool((5, 5)) by default.
         class_tokens: how many leading tokens stay out of the pooling. keys_per_expert, experts_per_query, shared,
-        deduplicate, twice_scaled: as for :func:`unrolling.mita`. The others: as for SoftmaxAttention.
+        deduplicate, twice_scaled: as for :func:`unrolling.mita`. pool_before_norm: pool the queries before qk_norm and
+        rotary are applied to them. The others: as for SoftmaxAttention.
     Cost
         multiply-adds of matrix products ``4 N d² + 4 N m d + 2 N s k d``: the scores that route a query are those of the shared expert,
         so that the paper's count, with another N m d for routing, is not reached. Without the shared expert 2 N m d less.
@@ -177,7 +178,8 @@ class MiTA(AttentionLayer):
         MiTA, arXiv 2602.01219. Published: DeiT 25 landmarks and 25 keys, ViT-5 25 and 30, Segmenter 49 and 49; s = 1.
     Differences from the authors' code
         its landmark keys are scaled twice (twice_scaled=True), and its square grid holds the class token and leaves out
-        the last patch (landmarks=OfficialGridPool((5, 5))). Depth-wise convolution and gate are not here.
+        the last patch (landmarks=OfficialGridPool((5, 5))). Its depth-wise convolution and gate are options here
+        (convolution, gate); in its segmentation encoder qk_norm comes after the pooling (pool_before_norm).
 
     Raises
     ------
@@ -209,6 +211,8 @@ class MiTA(AttentionLayer):
         step_size: float = 1.0,
         learnable_step: bool = True,
         class_tokens: int = 0,
+        pool_before_norm: bool = False,
+        **options: Unpack[AttentionOptions],
     ) -> None:
         super().__init__(
             dim,
@@ -220,7 +224,10 @@ class MiTA(AttentionLayer):
             step_size=step_size,
             learnable_step=learnable_step,
             class_tokens=class_tokens,
+            **options,
         )
+        if self.dropout:
+            raise ValueError("MiTA: attention weights are never stored, so none can be dropped; pass dropout=0.")
         check_count("MiTA", "keys_per_expert", keys_per_expert, 0)
         check_count("MiTA", "experts_per_query", experts_per_query)
         strategy = GridPool((5, 5)) if landmarks is None else landmarks
@@ -229,7 +236,7 @@ class MiTA(AttentionLayer):
                 f"MiTA: landmarks must be a strategy that pools queries (GridPool, SequencePool, LearnedQueries, Strided),"
                 f" but is {type(strategy).__name__}; for every query its own landmark use Strided(1)."
             )
-        known = _count_of(strategy)
+        known = strategy.count
         if known is not None and experts_per_query > known:
             raise ValueError(f"MiTA: experts_per_query is {experts_per_query}, but there are only {known} landmarks.")
         if not shared and keys_per_expert == 0:
@@ -237,14 +244,18 @@ class MiTA(AttentionLayer):
         self.strategy = strategy
         self.keys_per_expert, self.experts_per_query = keys_per_expert, experts_per_query
         self.shared, self.deduplicate, self.twice_scaled = shared, deduplicate, twice_scaled
-        self.token_count = None if strategy.token_count is None else strategy.token_count + class_tokens
+        self.pool_before_norm = pool_before_norm
+        self.token_count = None
+        if strategy.token_count is not None:
+            self.token_count = strategy.token_count + class_tokens + self.register_tokens
 
-    def _read(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int] | None) -> Tensor:
+    def _read(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int] | None, x: Tensor) -> Tensor:
+        pooled = self._split(x, "query") if self.pool_before_norm else q
         return mita(
             q,
             k,
             v,
-            self.strategy.initial(q, self.class_tokens, grid),
+            self.strategy.initial(self._patches(pooled), self.class_tokens, grid),
             keys_per_expert=self.keys_per_expert,
             experts_per_query=self.experts_per_query,
             shared=self.shared,
@@ -255,26 +266,30 @@ class MiTA(AttentionLayer):
 
     def landmarks(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """The landmark queries ``(..., heads, m, head_dim)``."""
-        return self.strategy.initial(self.queries(x), self.class_tokens, grid)
+        pooled = self._split(x, "query") if self.pool_before_norm else self.queries(x, grid)
+        return self.strategy.initial(self._patches(pooled), self.class_tokens, grid)
 
     def landmark_values(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """What the landmarks read of all tokens, ``(..., heads, m, head_dim)``."""
-        scores = self.scale * (self.keys(x) @ self.landmarks(x, grid).mT)
-        return torch.softmax(scores, dim=-2).mT @ self.values(x)
+        return self._landmark_weights(x, grid) @ self.values(x)
+
+    def _landmark_weights(self, x: Tensor, grid: tuple[int, int] | None) -> Tensor:
+        scores = self.scale * (self.keys(x, grid) @ self.landmarks(x, grid).mT)
+        return torch.softmax(scores, dim=-2).mT
 
     def selection(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """The keys of every expert, ``(..., heads, m, keys_per_expert)``, the largest product first."""
-        return top_indices(self.landmarks(x, grid) @ self.keys(x).mT, self.keys_per_expert)
+        return top_indices(self.landmarks(x, grid) @ self.keys(x, grid).mT, self.keys_per_expert)
 
     def routing(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """The experts of every query, ``(..., heads, tokens, experts_per_query)``, the nearest first."""
-        return top_indices(self.queries(x) @ self.landmarks(x, grid).mT, self.experts_per_query)
+        return top_indices(self.queries(x, grid) @ self.landmarks(x, grid).mT, self.experts_per_query)
 
-    def pairs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def pairs(self, x: Tensor, grid: tuple[int, int] | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """One softmax over the landmark pairs and the routed pairs; values: the landmarks' before the tokens'."""
-        q, marks = self.queries(x), self.landmarks(x)
-        m, index = marks.shape[-2], _of_experts(self.selection(x), self.routing(x))
-        scores = self.scale * (q.unsqueeze(-2) * _gather(self.keys(x), index)).sum(-1)
+        q, marks = self.queries(x, grid), self.landmarks(x, grid)
+        m, index = marks.shape[-2], _of_experts(self.selection(x, grid), self.routing(x, grid))
+        scores = self.scale * (q.unsqueeze(-2) * _gather(self.keys(x, grid), index)).sum(-1)
         if self.deduplicate:
             scores = scores.masked_fill(repeated(index), -torch.inf)
         if not self.shared:
@@ -282,8 +297,22 @@ class MiTA(AttentionLayer):
         everyone = torch.arange(m, device=x.device).expand(*index.shape[:-1], m)
         factor = self.scale**2 if self.twice_scaled else self.scale
         joint = torch.cat([factor * (q @ marks.mT), scores], dim=-1)
-        values = torch.cat([self.landmark_values(x), self.values(x)], dim=-2)
+        values = torch.cat([self.landmark_values(x, grid), self.values(x)], dim=-2)
         return torch.softmax(joint, dim=-1), values, torch.cat([everyone, m + index], dim=-1)
+
+    def attention_map(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """What every token reads of every other ``(..., heads, tokens, tokens)``, through landmarks and directly.
+
+        Rows sum to 1; the values a landmark stands for are traced back to the tokens it read. Quadratic: for looking.
+        """
+        weights, values, index = self.pairs(x, grid)
+        if index is None:
+            return weights
+        spread = weights.new_zeros(*weights.shape[:-1], values.shape[-2]).scatter_add(-1, index, weights)
+        if not self.shared:
+            return spread
+        m = values.shape[-2] - x.shape[-2]
+        return spread[..., m:] + spread[..., :m] @ self._landmark_weights(x, grid)
 
     def extra_repr(self) -> str:
         """Sizes and options."""
@@ -291,12 +320,3 @@ class MiTA(AttentionLayer):
         parts.append(f"experts_per_query={self.experts_per_query}")
         parts += [name for name in ("deduplicate", "twice_scaled") if getattr(self, name)]
         return ", ".join(parts if self.shared else [*parts, "shared=False"])
-
-
-def _count_of(strategy: Representatives) -> int | None:
-    """The number of landmarks, where the tokens do not decide it."""
-    if isinstance(strategy, GridPool):
-        return strategy.size[0] * strategy.size[1]
-    if isinstance(strategy, SequencePool):
-        return strategy.count
-    return strategy.queries.shape[1] if isinstance(strategy, LearnedQueries) else None

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import final
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from objectives import Objective, SelfAttentionEnergy, SubspaceCodingRate
 
+from ..attend import attend
+from ..errors import check_share
 from ..subspace import SubspaceLayer, contract, per_head
 
 __all__ = ["MSSA"]
@@ -34,6 +37,9 @@ class MSSA(SubspaceLayer):
         learning. scale: s, p^(−1/2) by default. tied=False: a free output matrix, started at the bases; the descent
         claim is then withdrawn unless it equals them. basis: "orthonormal" (by parametrization, also while
         training) or "free". class_tokens: accepted and without effect here, since every token attends to all.
+        residual=False: return the update alone, as published modules do whose blocks add the residual. dropout: of the
+        attention weights, and behind a free output matrix, while training, softmax form only. projected=False: no output
+        matrix at all.
     Source
         CRATE, arXiv 2306.01129, eq. 11 (exact step), eq. 12 to 14 (MSSA)
     Symbols
@@ -69,6 +75,9 @@ class MSSA(SubspaceLayer):
         basis: str = "orthonormal",
         class_tokens: int = 0,
         U: Tensor | None = None,
+        residual: bool = True,
+        projected: bool = True,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__(
             dim,
@@ -87,20 +96,44 @@ class MSSA(SubspaceLayer):
             basis=basis,
             class_tokens=class_tokens,
             U=U,
+            residual=residual,
+            projected=projected,
         )
+        check_share("MSSA", "dropout", dropout)
+        if dropout and form != "softmax":
+            raise ValueError(
+                f"MSSA: dropout is of attention weights, which form={form!r} does not have; pass dropout=0."
+            )
+        self.dropout = float(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The tokens after one layer."""
-        return x + self.update(x)
+    def forward(self, x: Tensor, query: Tensor | None = None) -> Tensor:
+        """The tokens after one layer; or ``query`` after it has read them, in the same bases (DEPICT's cross-attention)."""
+        return self._moved(x if query is None else query, self.update(x, query))
 
-    def update(self, x: Tensor) -> Tensor:
-        """What the layer adds to the tokens; for blocks that normalise before it."""
+    def update(self, x: Tensor, query: Tensor | None = None) -> Tensor:
+        """What the layer adds to the tokens, or to ``query`` ``(..., queries, dim)``; for blocks that normalise before it."""
         basis = self.basis
         w = self._coordinates(x, basis)
+        if query is not None:
+            if self.form == "exact":
+                raise ValueError(
+                    "MSSA: a query reads the tokens in the softmax form only; for the exact one take MSCA."
+                )
+            q = self._coordinates(query, basis)
+        else:
+            q = w
         kappa = per_head(self.kappa(self._bounds(w)))
         if self.form == "exact":
             return self._back(-kappa * contract(w, self._beta(w)), basis)
-        return self._back(kappa * F.scaled_dot_product_attention(w, w, w, scale=self.scale), basis)
+        drop = self.dropout if self.training else 0.0
+        read = attend(q, w, w, self.scale, dropout=drop)
+        moved = self._back(kappa * read, basis)
+        return moved if self.tied else F.dropout(moved, drop)
+
+    def attention_map(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """``softmax(s W_k W_kᵀ)`` ``(..., heads, tokens, tokens)``: what the softmax form reads; rows sum to 1."""
+        w = self._coordinates(x, self.basis)
+        return torch.softmax(self.scale * (w @ w.mT), dim=-1)
 
     def _beta(self, w: Tensor) -> float:
         return self.head_dim / (w.shape[-2] * self.epsilon**2)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import final
+from typing import Unpack, final
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from ..attention import AttentionLayer
+from ..attend import attend
+from ..attention import AttentionLayer, AttentionOptions
 
 __all__ = ["SoftmaxAttention"]
 
@@ -30,8 +30,14 @@ class SoftmaxAttention(AttentionLayer):
         x ``(..., tokens, dim)``; per head Q, K, V ``(..., heads, tokens, head_dim)``; returns like x
     Parameters
         projections: "free", four linear maps with ``bias``; or "identity", where the heads share out the features and
-        nothing is learned but κ. scale: s, head_dim^(−1/2) by default. step_size: κ; learnable_step. class_tokens:
-        accepted and without effect here, since every token attends to all.
+        nothing is learned but κ. scale: s, head_dim^(−1/2) by default. step_size: κ; learnable_step=False with κ = 1
+        is the published layer. class_tokens: leading tokens that are no patches; register_tokens: trailing ones; they
+        matter to rotary (a GridRotary of the patches, register_rotary of the registers) and convolution only.
+        output_bias: bias of the output matrix, ``bias`` by default. qk_norm: "layer" or "rms", of every head's queries
+        and keys; idle_norms: make them and never apply them, as MiTA's released layer does. convolution: add a 3 × 3
+        depth-wise convolution of the patches' values to what is read; gate: multiply it by SiLU(x G); scale_norm:
+        normalise it; each withdraws the claim. dropout: of the attention weights, output_dropout of the output, while
+        training.
     Source
         MiTA, arXiv 2602.01219 (attention as fast weights); Vaswani et al., arXiv 1706.03762, section 3.2.
     Differences from the authors' code
@@ -59,6 +65,7 @@ class SoftmaxAttention(AttentionLayer):
         step_size: float = 1.0,
         learnable_step: bool = True,
         class_tokens: int = 0,
+        **options: Unpack[AttentionOptions],
     ) -> None:
         super().__init__(
             dim,
@@ -70,11 +77,17 @@ class SoftmaxAttention(AttentionLayer):
             step_size=step_size,
             learnable_step=learnable_step,
             class_tokens=class_tokens,
+            **options,
         )
 
-    def _read(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int] | None) -> Tensor:
-        return F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+    def _read(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int] | None, x: Tensor) -> Tensor:
+        drop = self.dropout if self.training else 0.0
+        return attend(q, k, v, self.scale, dropout=drop)
 
-    def pairs(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def pairs(self, x: Tensor, grid: tuple[int, int] | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Weights of all keys, ``softmax(s Q_k K_kᵀ)``, and the values."""
-        return torch.softmax(self.scale * (self.queries(x) @ self.keys(x).mT), dim=-1), self.values(x), None
+        return self.attention_map(x, grid), self.values(x), None
+
+    def attention_map(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """``softmax(s Q_k K_kᵀ)`` ``(..., heads, tokens, tokens)``; rows sum to 1."""
+        return torch.softmax(self.scale * (self.queries(x, grid) @ self.keys(x, grid).mT), dim=-1)

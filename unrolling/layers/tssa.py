@@ -6,10 +6,12 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from objectives import Objective, PrefixVariationalRate, VariationalRate
 
-from ..errors import check_positive_number
+from ..base import hold
+from ..errors import check_count, check_positive_number, check_share
 from ..subspace import SubspaceLayer, per_head
 
 __all__ = ["TSSA"]
@@ -35,8 +37,11 @@ class TSSA(SubspaceLayer):
         eta: η, τ_k = 1/(2η) at first, then learned for each head (learnable_temperature). normalise_tokens: Π from
         channels of unit length over the tokens, as released. causal: no token sees a later one. basis="free" with U
         ``(heads, dim, dim)`` takes complete bases, for which R_var bounds MCR²'s compression. step_size, certified,
-        tied, per_head_step and the others: as for :class:`unrolling.MSSA`; class_tokens: accepted and without effect,
-        all tokens have memberships.
+        tied, per_head_step, residual and the others: as for :class:`unrolling.MSSA`; class_tokens: accepted and without
+        effect, all tokens have memberships. Departures of the released code, each of which withdraws the claim:
+        coordinate_bias: W_k = x U_k + b_k. unit_step: the factor d/(Nε²) of the step left out. count_offset: added to
+        n_k (1e-8 there). position_bias: a learned bias of the memberships for so many positions, causal form only.
+        dropout: of the channels' shrinkages, output_dropout of the update, while training.
     Cost
         multiply-adds ``2 N d K p + N K p``; no N × N matrix, and no temporary larger than the tokens' coordinates
     Causal form
@@ -51,6 +56,7 @@ class TSSA(SubspaceLayer):
         d/ε² = 1, no 1/N, a free output matrix with bias, memberships from channels normalised over tokens (causal: over
         the prefix, plus a learned bias tied to the block size) and 1e-8 added to n_k. ``TSSA(epsilon=√d, step_size=N,
         normalise_tokens=True)`` is that update for an output matrix Uᵀ and no bias; gradients flow through Π in both.
+        The options above make it that update for any matrices, number for number.
 
     Raises
     ------
@@ -59,6 +65,8 @@ class TSSA(SubspaceLayer):
         tssa.memberships, tssa.step, tssa.certified, tssa.released, tssa.channel, tssa.freezing, tssa.frozen_descends, tssa.cost,
         tssa.causal.step, tssa.causal.prefixes, tssa.causal.potential, tssa.causal.alignment
     """
+
+    temperature: Tensor
 
     declares = "R_var, Π frozen; causal: the prefixes' R_var, Π and the past frozen"
 
@@ -82,8 +90,25 @@ class TSSA(SubspaceLayer):
         basis: str = "orthonormal",
         class_tokens: int = 0,
         U: Tensor | None = None,
+        residual: bool = True,
+        coordinate_bias: bool = False,
+        unit_step: bool = False,
+        count_offset: float = 0.0,
+        position_bias: int | None = None,
+        dropout: float = 0.0,
+        output_dropout: float = 0.0,
     ) -> None:
         check_positive_number("TSSA", "eta", eta)
+        if count_offset:
+            check_positive_number("TSSA", "count_offset", count_offset)
+        if position_bias is not None:
+            check_count("TSSA", "position_bias", position_bias)
+            if not causal:
+                raise ValueError("TSSA: position_bias is a bias of positions in the causal form; pass causal=True.")
+        for name, share in (("dropout", dropout), ("output_dropout", output_dropout)):
+            check_share("TSSA", name, share)
+        if unit_step and certified:
+            raise ValueError("TSSA: certified steps are in units of 1/L, unit_step in units of Nε²/d; choose one.")
         super().__init__(
             dim,
             heads,
@@ -101,14 +126,21 @@ class TSSA(SubspaceLayer):
             basis=basis,
             class_tokens=class_tokens,
             U=U,
+            residual=residual,
+            coordinate_bias=coordinate_bias,
         )
         start = torch.full((self.heads,), 1.0 / (2.0 * eta), dtype=self.basis.dtype, device=self.basis.device)
-        self.temperature = nn.Parameter(start, requires_grad=learnable_temperature)
+        hold(self, "temperature", start, learnable_temperature)
         self.normalise_tokens, self.causal = normalise_tokens, causal
+        self.unit_step, self.count_offset = unit_step, float(count_offset)
+        self.dropout, self.output_dropout = float(dropout), float(output_dropout)
+        self.position_bias = None
+        if position_bias is not None:
+            self.position_bias = nn.Parameter(torch.zeros(self.heads, position_bias, dtype=self.basis.dtype))
 
     def forward(self, x: Tensor) -> Tensor:
         """The tokens after one layer."""
-        return x + self.update(x)
+        return self._moved(x, self.update(x))
 
     def update(self, x: Tensor) -> Tensor:
         """What the layer adds to the tokens; for blocks that normalise before it."""
@@ -116,7 +148,7 @@ class TSSA(SubspaceLayer):
         w = self._coordinates(x, basis)
         shares = self._shares(w)
         kappa = per_head(self.kappa(self._bounds(shares)))
-        return self._back(-kappa * self._shrunk(w, shares), basis)
+        return F.dropout(self._back(-kappa * self._shrunk(w, shares), basis), self.output_dropout, self.training)
 
     def memberships(self, x: Tensor) -> Tensor:
         """Π ``(..., tokens, heads)``: how much of every token each head holds; rows sum to 1."""
@@ -128,19 +160,35 @@ class TSSA(SubspaceLayer):
         if self.normalise_tokens:
             whole = squares.cumsum(-2) if self.causal else squares.sum(-2, keepdim=True)
             squares = squares / whole.clamp(min=_SMALLEST)
-        return torch.softmax(self.temperature.unsqueeze(-1) * squares.sum(-1), dim=-2)
+        lengths = squares.sum(-1)
+        if self.position_bias is not None:
+            tokens, places = w.shape[-2], self.position_bias.shape[-1]
+            if tokens > places:
+                raise ValueError(f"TSSA: {tokens} tokens, but position_bias is for {places} positions.")
+            lengths = lengths + self.head_dim * self.position_bias[:, :tokens]
+        return torch.softmax(self.temperature.unsqueeze(-1) * lengths, dim=-2)
+
+    def attention_map(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """Π ``(..., heads, tokens)``: no map between tokens exists, each is weighted by its membership."""
+        return self._shares(self._coordinates(x, self.basis))
 
     def _shrunk(self, w: Tensor, shares: Tensor) -> Tensor:
         """``(d/(Nε²)) Π W / (1 + (d/ε²) s/n)``, the statistics s and n over all tokens or over each prefix."""
         smallest, rate = torch.finfo(w.dtype).tiny, self.dim / self.epsilon**2
         members = shares.unsqueeze(-1)
         if not self.causal:
-            part = shares / shares.sum(-1, keepdim=True).clamp(min=smallest)
+            part = shares / (shares.sum(-1, keepdim=True) + self.count_offset).clamp(min=smallest)
             moments = part.unsqueeze(-2) @ w.square()
-            return (rate / w.shape[-2]) * members * (w / (1.0 + rate * moments))
-        lengths = torch.arange(1, w.shape[-2] + 1, dtype=w.dtype, device=w.device).unsqueeze(-1)
-        moments = (members * w.square()).cumsum(-2) / members.cumsum(-2).clamp(min=smallest)
-        return (rate / lengths) * members * (w / (1.0 + rate * moments))
+            factor: float | Tensor = rate / w.shape[-2]
+        else:
+            counts = (members.cumsum(-2) + self.count_offset).clamp(min=smallest)
+            moments = (members * w.square()).cumsum(-2) / counts
+            factor = rate / torch.arange(1, w.shape[-2] + 1, dtype=w.dtype, device=w.device).unsqueeze(-1)
+        shrunk = (1.0 if self.unit_step else factor) * members * (w / (1.0 + rate * moments))
+        if self.dropout and self.training:
+            kept = F.dropout(torch.ones_like(moments), self.dropout)
+            return shrunk * kept
+        return shrunk
 
     def _bounds(self, shares: Tensor) -> float | Tensor:
         """L of every head; used for certified steps only, so it is not computed for others."""
@@ -156,6 +204,10 @@ class TSSA(SubspaceLayer):
         return self._bounds(self._shares(self._coordinates(x, self.basis)))
 
     def _declare(self, x: Tensor, weights: Tensor | None) -> Objective:
+        departures = {"unit_step": self.unit_step, "count_offset": self.count_offset > 0}
+        departures["position_bias"] = self.position_bias is not None
+        for name in (name for name, present in departures.items() if present):
+            raise ValueError(f"TSSA: no descent is claimed with {name}: it departs from the equation.")
         Pi = self.memberships(x).detach()
         if self.causal:
             return PrefixVariationalRate.at(x, self.U, Pi, self.epsilon, weights, self.orthonormal)
@@ -169,5 +221,5 @@ class TSSA(SubspaceLayer):
 
     def extra_repr(self) -> str:
         """Sizes and options."""
-        parts = [name for name in ("causal", "normalise_tokens") if getattr(self, name)]
+        parts = [name for name in ("causal", "normalise_tokens", "unit_step", "count_offset") if getattr(self, name)]
         return ", ".join([super().extra_repr(), *parts])
