@@ -215,3 +215,52 @@ def test_gradients_are_right_through_the_layer(form, bases):
     layer = CBSA(12, 3, U=bases, form=form, representatives=SequencePool(2))
     x = torch.randn(4, 12, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(layer, (x,), atol=1e-7, rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["exact", "softmax"])
+def test_representatives_may_keep_what_was_pooled(form, bases):
+    x = torch.randn(2, 6, 12, dtype=torch.float64)
+    layer = CBSA(12, 3, U=bases, form=form, representatives=SequencePool(2), keep_queries=True, step_size=0.3)
+    want = torch.zeros_like(x)
+    for k, U in enumerate(bases):
+        w = x @ U
+        first = torch.stack([w[:, :3].mean(1), w[:, 3:].mean(1)], 1)
+        P = torch.softmax(0.5 * first @ w.mT, -1)
+        q = first + layer.step_rep[k] * (P @ w)
+        if form == "exact":
+            change = -8 * q @ torch.linalg.inv(torch.eye(4) + 8 * q.mT @ q)
+        else:
+            change = torch.softmax(0.5 * q @ q.mT, -1) @ q
+        want += 0.3 * P.mT @ change @ U.mT
+        torch.testing.assert_close(layer.representatives_of(x)[:, k], q)
+        torch.testing.assert_close(layer.contracted(q), q + 0.3 * change)
+    torch.testing.assert_close(layer.update(x), want)
+    assert layer.approximates_at(x) is None
+    with pytest.raises(ValueError, match="no descent is claimed with keep_queries=True"):
+        layer.objective_at(x)
+    with pytest.raises(ValueError, match="keep_queries keeps initial representatives, which Tokens has not"):
+        CBSA(12, 3, representatives=Tokens(), keep_queries=True)
+
+
+def test_the_map_is_what_tokens_read_of_one_another(bases):
+    x = torch.randn(2, 6, 12, dtype=torch.float64)
+    layer = CBSA(12, 3, U=bases, form="agent", representatives=SequencePool(2), step_size=0.3)
+    A = layer.attention_map(x)
+    assert A.shape == (2, 3, 6, 6)
+    want = sum(A[:, k] @ x @ U @ U.mT for k, U in enumerate(bases))
+    torch.testing.assert_close(layer.update(x), 0.3 * want)
+
+
+def test_steps_of_certified_layers_are_not_read_off_representatives():
+    layer = CBSA(12, 3, representatives=SequencePool(2), certified=True)
+    with pytest.raises(ValueError, match="the steps of certified layers depend on the tokens"):
+        layer.contracted(torch.randn(3, 2, 4))
+
+
+def test_pooling_the_released_way_drops_and_leads():
+    w = torch.arange(17.0)[None, :, None].expand(1, 17, 2)  # a head of two features, token i being (i, i)
+    for pool, want in (
+        (OfficialGridPool((2, 2)), [2.5, 4.5, 10.5, 12.5]),  # tokens 0 … 15: the class token in, the last patch out
+        (OfficialGridPool((2, 2), leading=True), [3.5, 5.5, 11.5, 13.5]),  # tokens 1 … 16
+    ):
+        torch.testing.assert_close(pool.initial(w, 1, None)[0, :, 0], torch.tensor(want))

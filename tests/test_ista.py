@@ -110,3 +110,14 @@ def test_variants_of_the_overcomplete_block():
 def test_bad_blocks_are_refused(make, error, said):
     with pytest.raises(error, match=said):
         make()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_constants_are_as_precise_as_the_weights(dtype):
+    layer = ISTA(4, step_size=0.1, weight=0.3).to(dtype)
+    assert layer.kappa() == torch.tensor(0.1, dtype=dtype)
+    assert layer.weight == torch.tensor(0.3, dtype=dtype)
+    learned = ISTA(4, step_size=0.1, weight=0.3, learnable_step=True, learnable_weight=True).to(dtype)
+    torch.testing.assert_close(learned.kappa().detach().double(), torch.tensor(0.1).double(), rtol=1e-2, atol=0)
+    assert set(layer.state_dict()) == {"D"}
+    assert set(learned.state_dict()) == {"D", "step", "log_weight"}

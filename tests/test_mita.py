@@ -6,6 +6,7 @@ import torch
 from proofs_check import find
 from unrolling import (
     GridPool,
+    GridRotary,
     LearnedQueries,
     MiTA,
     OfficialGridPool,
@@ -286,3 +287,46 @@ def test_options_are_shown():
 def test_bad_arguments_are_refused(make, error, said):
     with pytest.raises(error, match=said):
         make()
+
+
+def test_queries_may_be_pooled_before_their_norm_and_places():
+    options = {"qk_norm": "layer", "rotary": GridRotary(4, 3), "keys_per_expert": 2, "landmarks": SequencePool(3)}
+    early = MiTA(12, 3, pool_before_norm=True, **options).double()
+    late = MiTA(12, 3, **options).double()
+    late.load_state_dict(early.state_dict())
+    x = torch.randn(9, 12, dtype=torch.float64)
+    raw = early.query(x).reshape(3, 3, 3, 4).mean(1)  # thirds of the tokens, heads, features
+    torch.testing.assert_close(early.landmarks(x), raw.transpose(0, 1))
+    torch.testing.assert_close(late.landmarks(x), late.queries(x).unflatten(1, (3, 3)).mean(2))
+    torch.testing.assert_close(early.queries(x), late.queries(x))
+    for layer in (early, late):
+        assert off(layer, x) < 1e-12
+        torch.testing.assert_close(
+            layer.attention(x), layer.output((layer.attention_map(x) @ layer.values(x)).transpose(0, 1).flatten(1))
+        )
+
+
+def test_registers_are_read_but_not_pooled():
+    layer = MiTA(12, 3, landmarks=GridPool((1, 1)), keys_per_expert=2, class_tokens=1, register_tokens=3).double()
+    x = torch.randn(1 + 6 + 3, 12, dtype=torch.float64)
+    torch.testing.assert_close(layer.landmarks(x, (2, 3)), layer.queries(x)[:, 1:7].mean(1, keepdim=True))
+    moved = x.clone()
+    moved[-1] += 1
+    assert not torch.allclose(layer.landmark_values(x, (2, 3)), layer.landmark_values(moved, (2, 3)))
+
+
+def test_the_pieces_of_a_compiled_graph_do_not_depend_on_the_batch(monkeypatch):
+    # Gathered numbers are bounded for the batch at hand; while a graph is made, for one example of any batch.
+    from unrolling.layers import mita as module
+
+    splits = []
+    monkeypatch.setattr(module, "_CHUNK", 2 * 8 * 3)  # two queries of one head: 3 keys of 4 and 4 numbers
+    original = torch.Tensor.split
+    monkeypatch.setattr(
+        torch.Tensor, "split", lambda self, size, dim=0: splits.append(size) or original(self, size, dim)
+    )
+    q, k, v = (torch.randn(2, 1, 8, 4) for _ in range(3))
+    for compiling, want in ((False, 1), (True, 2)):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiling=compiling: compiling)
+        module.mita(q, k, v, q[..., :2, :], keys_per_expert=3)
+        assert splits.pop() == want

@@ -188,3 +188,85 @@ def test_fewer_representatives_than_ever_break_the_softmax_form_of_cbsa():
     claim = find("cbsa.sign.softmax_descends")
     for case in (WITNESS_6, WITNESS_9, WITNESS):
         assert not claim.judge(dataclasses.replace(case, m=case.tokens)).truth
+
+
+def test_a_query_reads_the_tokens_in_the_same_bases(bases):
+    layer = MSSA(12, 3, U=bases, form="softmax", step_size=0.3)
+    x, query = (torch.randn(2, count, 12, dtype=torch.float64) for count in (9, 4))
+    want = torch.zeros_like(query)
+    for U in bases:
+        want += torch.softmax(0.5 * (query @ U) @ (x @ U).mT, -1) @ x @ U @ U.mT
+    torch.testing.assert_close(layer.update(x, query), 0.3 * want)
+    torch.testing.assert_close(layer(x, query=query), query + 0.3 * want)
+    torch.testing.assert_close(layer(x, query=x), layer(x))
+    with pytest.raises(ValueError, match="a query reads the tokens in the softmax form only"):
+        MSSA(12, 3, U=bases)(x, query=query)
+
+
+@pytest.mark.parametrize("form", ["exact", "softmax"])
+def test_without_residual_the_update_is_returned_and_nothing_claimed(bases, form):
+    x = torch.randn(9, 12, dtype=torch.float64)
+    layer, whole = (MSSA(12, 3, U=bases, form=form, residual=residual) for residual in (False, True))
+    torch.testing.assert_close(layer(x), whole(x) - x)
+    torch.testing.assert_close(layer.adds(x), layer.update(x))
+    assert "no residual" in repr(layer)
+    with pytest.raises(ValueError, match="with residual=False it returns the update alone"):
+        layer.objective_at(x)
+
+
+def test_without_an_output_matrix_the_coordinates_come_out(bases):
+    x = torch.randn(9, 12, dtype=torch.float64)
+    layer = MSSA(12, 3, U=bases, form="softmax", tied=False, projected=False, residual=False)
+    w = [x @ U for U in bases]
+    want = torch.cat([torch.softmax(0.5 * part @ part.mT, -1) @ part for part in w], -1)
+    torch.testing.assert_close(layer(x), want)
+    assert not hasattr(layer, "output")
+    with pytest.raises(ValueError, match="projected=False leaves out the bases on the way back"):
+        MSSA(12, 3, U=bases, tied=False, projected=False).objective_at(x)
+    with pytest.raises(ValueError, match="projected=False leaves the coordinates as they are: it goes with tied=False"):
+        MSSA(12, 3, U=bases, projected=False)
+    with pytest.raises(ValueError, match=r"2 × 4 = 8 and dim is 12"):
+        MSSA(12, 2, 4, tied=False, projected=False)
+
+
+def test_dropout_is_of_weights_and_output_while_training(bases):
+    x = torch.randn(9, 12, dtype=torch.float64)
+    layer = MSSA(12, 3, U=bases, form="softmax", dropout=0.5)
+    assert not torch.equal(layer(x), layer(x))
+    free = MSSA(12, 3, U=bases, form="softmax", dropout=0.5, tied=False, residual=False)
+    share = float((torch.stack([free(x) for _ in range(200)]) == 0).double().mean())
+    assert 0.45 < share < 0.55  # behind the output matrix; a tied one has no such place
+    assert float((layer.update(x) == 0).double().mean()) == 0
+    torch.testing.assert_close(layer.eval()(x), MSSA(12, 3, U=bases, form="softmax")(x))
+    for wrong, text in (
+        ({"dropout": 1.0}, "dropout must be"),
+        ({"dropout": 0.1, "form": "exact"}, "dropout is of atten"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            MSSA(12, 3, **{"form": "softmax", **wrong})
+
+
+def test_a_constant_step_is_no_parameter_and_not_saved():
+    learned, constant = MSSA(12, 3), MSSA(12, 3, learnable_step=False, step_size=0.3)
+    assert "step" in dict(learned.named_parameters())
+    assert "step" in learned.state_dict()
+    assert "step" in dict(constant.named_buffers())
+    assert "step" not in constant.state_dict()
+    assert constant.double().step.dtype == torch.float64
+
+
+def test_the_exact_form_solves_in_single_precision_under_autocast(bases):
+    layer = MSSA(12, 3, U=bases.float(), form="exact", step_size=0.3)
+    x = torch.randn(2, 9, 12)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        half = layer(x)
+    torch.testing.assert_close(half, layer(x), atol=3e-2, rtol=3e-2)
+    assert torch.isfinite(half).all()
+
+
+def test_orthonormal_bases_are_made_in_single_precision_for_half():
+    layer = MSSA(12, 3, form="softmax")
+    half = copy.deepcopy(layer).bfloat16()
+    assert half.basis.dtype == torch.bfloat16
+    torch.testing.assert_close(half.basis.float(), layer.basis, atol=2e-2, rtol=0)
+    assert half(torch.randn(5, 12, dtype=torch.bfloat16)).isfinite().all()

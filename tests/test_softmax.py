@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from objectives import KernelRegression
-from unrolling import SoftmaxAttention
+from unrolling import GridRotary, SoftmaxAttention
 
 
 @torch.no_grad()
@@ -127,3 +127,88 @@ def test_the_step_can_be_fixed():
 def test_bad_arguments_are_refused(make, error, said):
     with pytest.raises(error, match=said):
         make()
+
+
+@pytest.mark.parametrize("kind", ["layer", "rms"])
+@pytest.mark.parametrize("idle", [False, True])
+def test_queries_and_keys_may_be_normalised_head_by_head(kind, idle):
+    layer = SoftmaxAttention(12, 3, qk_norm=kind, idle_norms=idle).double()
+    for norm in (layer.query_norm, layer.key_norm):
+        torch.nn.init.normal_(norm.weight)
+    x = torch.randn(7, 12, dtype=torch.float64)
+    q = layer.query(x).reshape(7, 3, 4).transpose(0, 1)
+    if not idle:
+        centred = q - q.mean(-1, keepdim=True) * (kind == "layer")
+        q = centred / (centred.square().mean(-1, keepdim=True) + (1e-5 if kind == "layer" else 1e-6)).sqrt()
+        q = q * layer.query_norm.weight
+    torch.testing.assert_close(layer.queries(x), q)
+    torch.testing.assert_close(layer.attention_map(x), torch.softmax(0.5 * q @ layer.keys(x).mT, -1))
+    assert off(layer, x) < 1e-12
+
+
+def test_places_turn_patches_and_registers_but_no_class_token():
+    rotary, registers = GridRotary(4, 3), GridRotary(4, 2, theta=100.0)
+    layer = SoftmaxAttention(
+        12, 3, rotary=rotary, register_rotary=registers, class_tokens=1, register_tokens=4
+    ).double()
+    x = torch.randn(1 + 6 + 4, 12, dtype=torch.float64)
+    q = layer.query(x).reshape(11, 3, 4).transpose(0, 1)
+    want = torch.cat((q[:, :1], rotary(q[:, 1:7], (2, 3)), registers(q[:, 7:])), 1)
+    torch.testing.assert_close(layer.queries(x, (2, 3)), want)
+    shifted = torch.randn(1, 1, 12, dtype=torch.float64).expand(1, 9, 12)
+    plain = SoftmaxAttention(12, 3, rotary=rotary).double()
+    scores = plain.queries(shifted, (3, 3)) @ plain.keys(shifted, (3, 3)).mT
+    torch.testing.assert_close(scores[..., 0, 4], scores[..., 4, 8])  # one row and one column on
+    torch.testing.assert_close(scores[..., 1, 0], scores[..., 8, 7])
+    assert not torch.allclose(scores[..., 0, 1], scores[..., 0, 3])  # rows are not columns
+
+
+def test_gate_convolution_and_norm_are_their_equations():
+    layer = SoftmaxAttention(
+        12, 3, gate=True, convolution=True, scale_norm=True, class_tokens=1, register_tokens=2
+    ).double()
+    torch.nn.init.normal_(layer.output_norm.weight)
+    x = torch.randn(2, 1 + 6 + 2, 12, dtype=torch.float64)
+    v = layer.value(x)
+    smooth = torch.zeros_like(v)
+    kernel, bias = layer.convolution.weight, layer.convolution.bias
+    for i, j, a, b in itertools.product(range(2), range(3), (-1, 0, 1), (-1, 0, 1)):
+        if 0 <= i + a < 2 and 0 <= j + b < 3:
+            smooth[:, 1 + 3 * i + j] += kernel[:, 0, 1 + a, 1 + b] * v[:, 1 + 3 * (i + a) + j + b]
+    smooth[:, 1:7] += bias
+    read = layer.attention_map(x) @ layer.values(x)
+    joined = (read.transpose(1, 2).flatten(2) + smooth) * torch.nn.functional.silu(layer.gate(x))
+    torch.testing.assert_close(layer.attention(x, (2, 3)), layer.output(layer.output_norm(joined)))
+    with pytest.raises(ValueError, match="the convolution needs the grid of the 6 patches; pass grid="):
+        layer(x)
+    for name in ("gate", "convolution", "scale_norm"):
+        with pytest.raises(ValueError, match=f"no descent is claimed with {name}"):
+            SoftmaxAttention(12, 3, **{name: True}).objective_at(torch.randn(9, 12))
+
+
+def test_the_output_may_have_a_bias_of_its_own():
+    assert SoftmaxAttention(12, 3, bias=False, output_bias=True).output.bias is not None
+    assert SoftmaxAttention(12, 3, bias=True, output_bias=False).output.bias is None
+    assert SoftmaxAttention(12, 3, bias=False).output.bias is None
+
+
+def test_dropout_is_of_weights_and_of_the_output():
+    x = torch.randn(2, 7, 12, dtype=torch.float64)
+    layer = SoftmaxAttention(12, 3, dropout=0.5, learnable_step=False).double()
+    assert not torch.equal(layer(x), layer(x))
+    out = SoftmaxAttention(12, 3, output_dropout=0.5, learnable_step=False).double()
+    drawn, whole = out(x), out.eval()(x)
+    assert 0.3 < float((drawn == 0).double().mean()) < 0.7
+    torch.testing.assert_close(drawn[drawn != 0], 2 * whole[drawn != 0])
+    assert torch.equal(layer.eval()(x), layer(x))
+
+
+def test_a_fixed_step_of_one_is_attention_itself():
+    layer = SoftmaxAttention(12, 3, learnable_step=False).double()
+    x = torch.randn(7, 12, dtype=torch.float64)
+    assert torch.equal(layer(x), layer.attention(x))
+    assert torch.equal(layer.adds(x), layer.attention(x))
+    with pytest.raises(ValueError, match="a gate and scale_norm stand before the output matrix"):
+        SoftmaxAttention(12, 3, projections="identity", gate=True)
+    with pytest.raises(ValueError, match="qk_norm must be one of 'layer', 'rms'"):
+        SoftmaxAttention(12, 3, qk_norm="batch")

@@ -193,3 +193,73 @@ def test_bad_tokens_are_refused():
 
 def test_it_prints_its_options():
     assert "causal, normalise_tokens" in repr(TSSA(12, 3, causal=True, normalise_tokens=True))
+
+
+def test_a_unit_step_leaves_out_the_factor_and_an_offset_adds_to_the_counts(bases):
+    x = torch.randn(5, 12, dtype=torch.float64)
+    options = {"U": bases, "learnable_step": False, "epsilon": 0.7}
+    plain = TSSA(12, 3, **options).update(x)
+    torch.testing.assert_close(TSSA(12, 3, unit_step=True, **options).update(x), plain * 5 * 0.49 / 12)
+    layer = TSSA(12, 3, count_offset=0.5, **options)
+    Pi, want = layer.memberships(x), torch.zeros_like(x)
+    for k, U in enumerate(bases):
+        w = x @ U
+        moments = (Pi[:, k, None] * w**2).sum(0) / (Pi[:, k].sum() + 0.5)
+        want -= 12 / (5 * 0.49) * (Pi[:, k, None] * w / (1 + 12 / 0.49 * moments)) @ U.mT
+    torch.testing.assert_close(layer.update(x), want)
+    for name, value in (("unit_step", True), ("count_offset", 1e-8)):
+        with pytest.raises(ValueError, match=f"no descent is claimed with {name}"):
+            TSSA(12, 3, **{**options, name: value}).objective_at(x)
+
+
+def test_a_bias_shifts_the_coordinates(bases):
+    x = torch.randn(5, 12, dtype=torch.float64)
+    layer = TSSA(12, 3, U=bases, coordinate_bias=True, learnable_step=False)
+    plain = TSSA(12, 3, U=bases, learnable_step=False)
+    assert torch.equal(layer(x), plain(x))
+    shift = torch.randn(12, dtype=torch.float64)
+    with torch.no_grad():
+        # Orthonormal bases of all 12 dimensions: a shift of the coordinates is one of the tokens.
+        layer.basis_bias.copy_(shift @ layer.basis)
+    torch.testing.assert_close(layer.update(x), plain.update(x + shift))
+    with pytest.raises(ValueError, match="the coordinates are shifted by a bias"):
+        layer.objective_at(x)
+
+
+def test_positions_have_a_bias_in_the_causal_form(bases):
+    x = torch.randn(2, 5, 12, dtype=torch.float64)
+    layer = TSSA(12, 3, U=bases, causal=True, position_bias=6, eta=0.25)
+    plain = TSSA(12, 3, U=bases, causal=True, eta=0.25)
+    assert torch.equal(layer(x), plain(x))
+    with torch.no_grad():
+        layer.position_bias.normal_()
+    scores = torch.stack([(x @ U).square().sum(-1) for U in bases], -1) + 4 * layer.position_bias[:, :5].mT
+    torch.testing.assert_close(layer.memberships(x), torch.softmax(2.0 * scores, -1))
+    with pytest.raises(ValueError, match="no descent is claimed with position_bias"):
+        layer.objective_at(x)
+    with pytest.raises(ValueError, match="7 tokens, but position_bias is for 6 positions"):
+        layer(torch.randn(7, 12, dtype=torch.float64))
+    with pytest.raises(ValueError, match="position_bias is a bias of positions in the causal form"):
+        TSSA(12, 3, position_bias=6)
+    with pytest.raises(ValueError, match="certified steps are in units of 1/L, unit_step in units"):
+        TSSA(12, 3, certified=True, unit_step=True)
+
+
+def test_dropout_is_of_the_shrinkage_channel_by_channel(bases):
+    x = torch.randn(2, 5, 12, dtype=torch.float64)
+    layer = TSSA(12, 3, U=bases, dropout=0.5, residual=False)
+    kept = layer(x) @ layer.basis
+    whole = layer.eval()(x) @ layer.basis
+    doubled = (kept.abs() > 0.5 * whole.abs()).all(1, keepdim=True)  # a channel is kept for all tokens, or for none
+    torch.testing.assert_close(kept, torch.where(doubled, 2 * whole, 0.0), atol=1e-12, rtol=1e-9)
+    assert 0 < float(doubled.double().mean()) < 1
+    out = TSSA(12, 3, U=bases, output_dropout=0.5, residual=False)
+    drawn = out(x)
+    assert 0 < float((drawn == 0).double().mean()) < 1
+    torch.testing.assert_close(drawn[drawn != 0], 2 * out.eval()(x)[drawn != 0])
+
+
+def test_zero_tokens_stay_finite_in_half_precision():
+    layer = TSSA(12, 3, normalise_tokens=True, basis="free").half()
+    x = torch.zeros(5, 12, dtype=torch.float16)
+    assert torch.equal(layer(x), x)

@@ -14,6 +14,7 @@ from objectives import KernelRegression
 
 from .base import UnrolledLayer, hold
 from .errors import check_choice, check_count, check_positive_number, check_share, check_tokens_for
+from .rms_norm import RMSNorm
 from .rotary import GridRotary
 
 __all__ = ["AttentionLayer", "AttentionOptions"]
@@ -231,4 +232,4 @@ class AttentionLayer(UnrolledLayer, abc.ABC):
 def _norm_of(kind: str | None, head_dim: int) -> nn.Module:
     if kind is None:
         return nn.Identity()
-    return nn.LayerNorm(head_dim) if kind == "layer" else nn.RMSNorm(head_dim, eps=1e-6)
+    return nn.LayerNorm(head_dim) if kind == "layer" else RMSNorm(head_dim, eps=1e-6)

@@ -11,6 +11,7 @@ __all__ = [
     "check_choice",
     "check_count",
     "check_input",
+    "check_pair",
     "check_positive_number",
     "check_share",
     "check_sizes",
@@ -24,6 +25,15 @@ def check_count(owner: str, name: str, value: object, minimum: int = 1) -> None:
         raise TypeError(f"{owner}: {name} must be an integer, but is {value!r}.")
     if value < minimum:
         raise ValueError(f"{owner}: {name} must be at least {minimum}, but is {value}.")
+
+
+def check_pair(owner: str, name: str, value: object) -> tuple[int, int]:
+    """Raise unless ``value`` is two integers of at least 1, rows and columns; return them."""
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise ValueError(f"{owner}: {name} must be (rows, columns), but is {value!r}.")
+    for side in value:
+        check_count(owner, name, side)
+    return value[0], value[1]
 
 
 def check_choice(owner: str, name: str, value: object, choices: tuple[str, ...]) -> None:

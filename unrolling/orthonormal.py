@@ -31,8 +31,10 @@ class OrthonormalColumns(nn.Module):
 
     def forward(self, parameter: Tensor) -> Tensor:
         """The product of the reflections, its columns signed."""
-        below = parameter.tril(-1)
-        return torch.linalg.householder_product(below, 2.0 / (1.0 + below.square().sum(-2))) * self.signs
+        # Half precision has no such product: there it is made in single precision.
+        below = parameter.tril(-1).to(torch.promote_types(parameter.dtype, torch.float32))
+        product = torch.linalg.householder_product(below, 2.0 / (1.0 + below.square().sum(-2)))
+        return product.to(parameter.dtype) * self.signs
 
     @torch.no_grad()
     def right_inverse(self, matrix: Tensor) -> Tensor:

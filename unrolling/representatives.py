@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .errors import check_count
+from .errors import check_count, check_pair
 
 __all__ = [
     "SVD",
@@ -64,7 +64,7 @@ class GridPool(Representatives):
         super().__init__()
         for name, value in (("size", size), ("grid", grid)):
             if value is not None:
-                _check_pair("GridPool", name, value)
+                check_pair("GridPool", name, value)
         self.size, self.grid = (size[0], size[1]), grid
         self.count = size[0] * size[1]
         self.token_count = None if grid is None else grid[0] * grid[1]
@@ -78,7 +78,7 @@ class GridPool(Representatives):
                 f"GridPool: the grid of the {patches.shape[-2]} patch tokens is not known; pass grid=(rows, columns) to"
                 " the call or to GridPool. A square is never assumed; for a sequence use SequencePool."
             )
-        _check_pair("GridPool", "grid", grid)
+        check_pair("GridPool", "grid", grid)
         if grid[0] * grid[1] != patches.shape[-2]:
             raise ValueError(
                 f"GridPool: grid {grid[0]} × {grid[1]} = {grid[0] * grid[1]}, but there are {patches.shape[-2]} patch tokens"
@@ -196,7 +196,7 @@ class OfficialGridPool(Representatives):
         self, size: tuple[int, int] = (8, 8), dropped: tuple[int, ...] = (1,), *, leading: bool = False
     ) -> None:
         super().__init__()
-        _check_pair("OfficialGridPool", "size", size)
+        check_pair("OfficialGridPool", "size", size)
         for count in dropped:
             check_count("OfficialGridPool", "dropped", count)
         self.size, self.dropped, self.count = (size[0], size[1]), tuple(dropped), size[0] * size[1]
@@ -217,7 +217,7 @@ class OfficialGridPool(Representatives):
 
     def extra_repr(self) -> str:
         """Sizes."""
-        return f"size={self.size}, dropped={self.dropped}"
+        return f"size={self.size}, dropped={self.dropped}" + (", leading" if self.leading else "")
 
 
 def _patches(owner: str, w: Tensor, class_tokens: int) -> Tensor:
@@ -226,10 +226,3 @@ def _patches(owner: str, w: Tensor, class_tokens: int) -> Tensor:
             f"{owner}: {w.shape[-2]} tokens of which {class_tokens} are class tokens leave nothing to represent them."
         )
     return w[..., class_tokens:, :]
-
-
-def _check_pair(owner: str, name: str, value: object) -> None:
-    if not (isinstance(value, (tuple, list)) and len(value) == 2):
-        raise ValueError(f"{owner}: {name} must be (rows, columns), but is {value!r}.")
-    for side in value:
-        check_count(owner, name, side)

@@ -30,6 +30,8 @@ class GridRotary(nn.Module):
     Raises
     ------
         ValueError for a head_dim that is no multiple of 4, and a grid that is not the number of tokens.
+    Claims
+        softmax.rotary
 
     >>> GridRotary(4, 2)(torch.ones(4, 4)).square().sum(-1).round()  # lengths are kept
     tensor([4., 4., 4., 4.])

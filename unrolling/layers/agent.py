@@ -31,9 +31,12 @@ class AgentBias(nn.Module):
 
     def __init__(self, heads: int, agents: int, window: tuple[int, int] = (14, 14), block: int = 7) -> None:
         super().__init__()
-        for name, value in (("heads", heads), ("agents", agents), ("block", block), *zip("rc", window, strict=True)):
-            check_count("AgentBias", name, value)
+        if not isinstance(window, (tuple, list)) or len(window) != 2:
+            raise ValueError(f"AgentBias: window must be (rows, columns), but is {window!r}.")
         rows, columns = window
+        sizes = {"heads": heads, "agents": agents, "block": block, "rows": rows, "columns": columns}
+        for name, value in sizes.items():
+            check_count("AgentBias", name, value)
         self.window = (rows, columns)
         shapes = {
             "an_bias": (heads, agents, block, block),
@@ -147,6 +150,8 @@ class AgentAttention(AttentionLayer):
         self.strategy, self.contraction, self.norm_agents = strategy, contraction, norm_agents
         self.agent_bias = None
         if bias_window is not None:
+            if self.register_tokens:
+                raise ValueError("AgentAttention: biases are of class tokens and patches; pass register_tokens=0.")
             if strategy.count is None:
                 raise ValueError(
                     f"AgentAttention: biases need a known number of agents, which {type(strategy).__name__} has not."

@@ -86,16 +86,24 @@ class ISTA(UnrolledLayer):
         self.D = nn.Parameter(dictionary)
         share = step_size / 2
         start = math.log(share / (1 - share)) if certified else math.log(step_size)
-        hold(self, "step", torch.tensor(start, dtype=self.D.dtype), learnable_step)
-        hold(self, "log_weight", torch.tensor(math.log(weight), dtype=self.D.dtype), learnable_weight)
+        # A constant is kept as it is: the exponential of its logarithm is off in the last digits, in bfloat16 in the third.
+        self.constant_step = None if learnable_step or certified else float(step_size)
+        self.constant_weight = None if learnable_weight else float(weight)
+        if self.constant_step is None:
+            hold(self, "step", torch.tensor(start, dtype=self.D.dtype), learnable_step)
+        if self.constant_weight is None:
+            self.log_weight = nn.Parameter(torch.tensor(math.log(weight), dtype=self.D.dtype))
 
     @property
     def weight(self) -> Tensor:
         """λ."""
-        return self.log_weight.exp()
+        constant = self.constant_weight
+        return self.log_weight.exp() if constant is None else self.D.new_tensor(constant)
 
     def kappa(self) -> Tensor:
         """η: a positive number, or 2 σ(θ)/‖D‖₂² if certified."""
+        if self.constant_step is not None:
+            return self.D.new_tensor(self.constant_step)
         if not self.certified:
             return self.step.exp()
         return 2.0 * torch.sigmoid(self.step) / torch.linalg.matrix_norm(self.D.detach(), 2).square()

@@ -72,8 +72,11 @@ def mita(
     chosen = experts.expand(*leading, *experts.shape[-2:])
     width = min(experts_per_query, landmarks.shape[-2]) * chosen.shape[-1]
     if chunk is None:
-        chunk = max(1, _CHUNK // max(1, math.prod(leading) * width * (k.shape[-1] + v.shape[-1])))
-    rows = []
+        # The loop becomes part of a compiled graph, which then serves any batch.
+        counted = leading[-1:] if torch.compiler.is_compiling() else leading
+        chunk = max(1, _CHUNK // max(1, math.prod(counted) * width * (k.shape[-1] + v.shape[-1])))
+        chunk = q.shape[-2] if q.device.type == "meta" else chunk  # nothing is stored there
+    pieces = []
     for queries in q.split(chunk, dim=-2):
         nearness = queries @ landmarks.mT
         parts = []
@@ -85,8 +88,8 @@ def mita(
             if deduplicate:
                 scores = scores.masked_fill(repeated(index), -torch.inf)
             parts.append(_read_own(scores, _gather(v, index)))
-        rows.append(merge_attention(parts) if len(parts) > 1 else parts[0][0])
-    return torch.cat(rows, dim=-2)
+        pieces.append(merge_attention(parts) if len(parts) > 1 else parts[0][0])
+    return torch.cat(pieces, dim=-2)
 
 
 def merge_attention(parts: list[tuple[Tensor, Tensor]]) -> Tensor:

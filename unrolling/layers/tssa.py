@@ -159,7 +159,7 @@ class TSSA(SubspaceLayer):
         squares = w.square()
         if self.normalise_tokens:
             whole = squares.cumsum(-2) if self.causal else squares.sum(-2, keepdim=True)
-            squares = squares / whole.clamp(min=_SMALLEST)
+            squares = squares / whole.clamp(min=max(_SMALLEST, torch.finfo(w.dtype).tiny))
         lengths = squares.sum(-1)
         if self.position_bias is not None:
             tokens, places = w.shape[-2], self.position_bias.shape[-1]
