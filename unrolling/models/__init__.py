@@ -72,6 +72,10 @@ CLASSES: tuple[type[Model], ...] = (
 )
 
 
+def _hybrid(size: Callable[..., CBTConfig], **changes: Any) -> CBTConfig:
+    return size(**changes).hybrid()
+
+
 def _named() -> dict[str, tuple[type[Model], Callable[..., ModelConfig]]]:
     """Every published size by name, and what makes its configuration."""
     found: dict[str, tuple[type[Model], Callable[..., ModelConfig]]] = {}
@@ -79,11 +83,11 @@ def _named() -> dict[str, tuple[type[Model], Callable[..., ModelConfig]]]:
     for size in four:
         found[f"crate-{size}"] = (CRATE, getattr(CRATEConfig, size))
         found[f"cbt-{size}"] = (CBT, getattr(CBTConfig, size))
+        found[f"cbt-{size}-hybrid"] = (CBT, partial(_hybrid, getattr(CBTConfig, size)))
         found[f"vit-{size}"] = (ViT, getattr(ViTConfig, size))
     for size in ("tiny", "small"):
         found[f"cbt-{size}-mssa"] = (CBT, partial(getattr(CBTConfig, size), attention="mssa"))
         found[f"cbt-{size}-tssa"] = (CBT, partial(getattr(CBTConfig, size), attention="tssa"))
-        found[f"cbt-{size}-hybrid"] = (CBT, partial(getattr(CBTConfig, size), attention=("mssa",) * 6 + ("cbsa",) * 6))
     for size in ("tiny_12", "small_12", "tiny_24", "small_24", "medium_24", "large_24"):
         name = size.replace("_", "-")
         found[f"tost-{name}"] = (ToST, getattr(ToSTConfig, size))

@@ -8,13 +8,16 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from ..errors import check_count, check_share
+from ..errors import check_count, check_pair, check_share
+
+if TYPE_CHECKING:
+    from ..trace import Trace
 
 __all__ = ["Model", "ModelConfig", "Stage", "pair"]
 
@@ -36,15 +39,17 @@ class ModelConfig:
     """
 
     COUNTS: ClassVar[tuple[str, ...]] = ()
+    PAIRS: ClassVar[tuple[str, ...]] = ("img_size", "patch_size")
     SHARES: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
         owner = type(self).__name__
         for name in self.COUNTS:
             value = getattr(self, name)
-            parts = value if isinstance(value, tuple) else (value,)
-            for part in parts:
-                check_count(owner, name, part, 0 if name == "num_classes" else 1)
+            if name in self.PAIRS and isinstance(value, (tuple, list)):
+                check_pair(owner, name, value)
+            else:
+                check_count(owner, name, value, 0 if name == "num_classes" else 1)
         for name in self.SHARES:
             check_share(owner, name, getattr(self, name))
 
@@ -88,6 +93,7 @@ class Model(nn.Module):
     Attributes
     ----------
         config: what it was built from. grad_checkpointing: whether blocks are computed again in the backward pass.
+        adaptations: what :func:`unrolling.adapt.adapt` exchanged in it since, saved with the configuration.
     """
 
     config_class: ClassVar[type[ModelConfig]] = ModelConfig
@@ -108,6 +114,7 @@ class Model(nn.Module):
         else:
             self.config = config
         self.grad_checkpointing = False
+        self.adaptations: list[dict[str, Any]] = []
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep only what enters each block for the backward pass, and compute the rest again: less memory, more time."""
@@ -121,16 +128,23 @@ class Model(nn.Module):
         return block(x, *arguments)
 
     def stages(self, x: Tensor) -> Iterator[Stage]:
-        """Every block with what enters it, in order: for traces and maps."""
+        """Every block with what enters it, in order: for traces and maps. Decoders take ``im_size=(H, W)`` too."""
         raise TypeError(f"{type(self).__name__} has no blocks to look into.")
 
     @torch.no_grad()
-    def attention_maps(self, x: Tensor) -> list[Tensor]:
+    def attention_maps(self, x: Tensor, **call: Any) -> list[Tensor]:
         """The map of every block's attention, ``(batch, heads, tokens, tokens)``: who reads whom, class tokens included.
 
         For CBSA it is ``A Aᵀ``; for TSSA, which has none, the memberships ``(batch, heads, tokens)``. Quadratic.
         """
-        return [stage.block.attention.attention_map(stage.block.seen(stage.x), stage.grid) for stage in self.stages(x)]
+        stages = self.stages(x, **call)
+        return [stage.block.attention.attention_map(stage.block.seen(stage.x), stage.grid) for stage in stages]
+
+    def trace(self, x: Tensor, *, epsilon: float | None = None, **call: Any) -> Trace:
+        """What every block does to its layer's objective, before and after; see :func:`unrolling.trace.trace`."""
+        from ..trace import trace  # not above: it knows the models
+
+        return trace(self, x, epsilon=epsilon, **call)
 
     def save_pretrained(self, folder: str | os.PathLike[str]) -> Path:
         """Write ``config.json`` and ``model.safetensors``, which holds the configuration too, into a folder.
@@ -144,8 +158,11 @@ class Model(nn.Module):
             raise ValueError(f"{home} is a file; give a folder.")
         home.mkdir(parents=True, exist_ok=True)
         described = {"architectures": [type(self).__name__], **self.config.to_dict()}
+        if exchanged := _exchanged(self):
+            described["adaptations"] = exchanged
         text = json.dumps(described, indent=2, sort_keys=True)
-        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
+        shared = _shared(self)  # safetensors writes every tensor once
+        weights = {name: tensor.contiguous() for name, tensor in self.state_dict().items() if name not in shared}
         partial = home / (WEIGHTS + ".part")
         save_file(weights, partial, metadata={"format": "pt", "config": json.dumps(described, sort_keys=True)})
         partial.replace(home / WEIGHTS)
@@ -191,13 +208,19 @@ class Model(nn.Module):
             raise ValueError(
                 f"{place}: holds a {kind}, not a {cls.__name__}; unrolling.models.load finds the class itself."
             )
+        exchanged = described.pop("adaptations", [])
         model = cls(cls.config_class.from_dict({**described, **changes}))
+        for options in exchanged:
+            from ..adapt import adapt  # not above: it knows the layers, and most networks have nothing exchanged
+
+            adapt(model, **_tuples_in(options))
         _fill(model, state, str(place))
         return model
 
 
 def _fill(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
     own = model.state_dict()
+    state = {**{name: state[first] for name, first in _shared(model).items() if first in state}, **state}
     missing, unknown = sorted(set(own) - set(state)), sorted(set(state) - set(own))
     wrong = [name for name in own if name in state and own[name].shape != state[name].shape]
     if missing or unknown or wrong:
@@ -206,6 +229,28 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
             f"{where}: the weights do not fit the configuration: missing {missing[:5]}, unknown {unknown[:5]}; {shapes}."
         )
     model.load_state_dict(dict(state))
+
+
+def _exchanged(model: nn.Module) -> list[dict[str, Any]]:
+    """What was exchanged in a model and in the models inside of it, by names in the whole."""
+    return [
+        {**options, "where": [f"{prefix}.{name}".lstrip(".") for name in options["where"]]}
+        for prefix, module in model.named_modules()
+        if isinstance(module, Model)
+        for options in module.adaptations
+    ]
+
+
+def _tuples_in(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _tuples(value) for name, value in options.items()}
+
+
+def _shared(model: nn.Module) -> dict[str, str]:
+    """The names under which a tensor appears again, with its first name."""
+    first: dict[int, str] = {}
+    held = model.state_dict(keep_vars=True)
+    names = {name: first.setdefault(id(tensor), name) for name, tensor in held.items()}
+    return {name: origin for name, origin in names.items() if origin != name}
 
 
 def _tuples(value: Any) -> Any:

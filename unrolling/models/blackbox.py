@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ..attention import AttentionLayer
 from ..drop_path import growing
 from ..errors import check_choice, check_positive_number
+from ..rms_norm import RMSNorm
 from .base import Model, ModelConfig, Stage, pair
 from .parts import Block, PatchStem, Positions, check_image, truncated_normal_
 
@@ -86,7 +87,7 @@ class BlackBox(Model, abc.ABC):
         self.positions = self._positions()
         shares = self._drop_paths()
         self.blocks = nn.ModuleList(self._block(self._attention(), shares[index]) for index in range(c.depth))
-        self.norm = (nn.RMSNorm if self._rms else nn.LayerNorm)(c.embed_dim, eps=c.norm_eps)
+        self.norm = (RMSNorm if self._rms else nn.LayerNorm)(c.embed_dim, eps=c.norm_eps)
         self.head = nn.Linear(c.embed_dim, c.num_classes) if c.num_classes else nn.Identity()
         self.apply(truncated_normal_)
 

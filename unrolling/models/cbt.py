@@ -8,7 +8,7 @@ from typing import Any, Self, final
 from torch import nn
 
 from ..attention import AttentionLayer
-from ..errors import check_choice, check_count
+from ..errors import check_choice, check_pair
 from ..subspace import SubspaceLayer
 from .base import pair
 from .parts import ConvStem
@@ -42,8 +42,7 @@ class CBTConfig(WhiteBoxConfig):
             check_choice("CBTConfig", "attention", name, ATTENTIONS)
         if not isinstance(self.attention, str) and len(self.attention) != self.depth:
             raise ValueError(f"CBTConfig: attention names {len(self.attention)} blocks, but depth is {self.depth}.")
-        for side in self.representatives:
-            check_count("CBTConfig", "representatives", side)
+        check_pair("CBTConfig", "representatives", self.representatives)
 
     @classmethod
     def tiny(cls, **changes: Any) -> Self:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..errors import check_choice, check_count
+from ..errors import check_choice, check_pair
 from ..layers.cbsa import CBSA
 from ..layers.depict import MSCA, DepictDecoder, DepictRecord
 from ..representatives import GridPool
@@ -56,6 +56,16 @@ class DecoderModel(Model, abc.ABC):
                 f" {wide}, but there are {tokens.shape[1]} tokens; class tokens must be removed."
             )
         return grid
+
+    @abc.abstractmethod
+    def stages(self, x: Tensor, im_size: tuple[int, int] | None = None) -> Iterator[Stage]:
+        """Every block with the tokens that enter it, for traces and maps."""
+
+    def grid_for_look(self, tokens: Tensor, im_size: tuple[int, int] | None) -> tuple[int, int]:
+        """The same where a size is known, and one row of all tokens where none is: for layers that know no grid."""
+        if im_size is None and self.im_size is None:
+            return (1, tokens.shape[1])
+        return self.grid_of(tokens, im_size)
 
 
 @dataclass(frozen=True)
@@ -192,9 +202,12 @@ class DEPICT(DecoderModel):
         """Rate, alignment and captured share after every layer; see :meth:`unrolling.DepictDecoder.trace`."""
         return self.decoder.trace(tokens)
 
-    def stages(self, x: Tensor) -> Iterator[Stage]:
-        """Every layer with the tokens that enter it: classes and patches together, or the patches, then both again."""
-        c, decoder, grid = self.config, self.decoder, (1, x.shape[1])
+    def stages(self, x: Tensor, im_size: tuple[int, int] | None = None) -> Iterator[Stage]:
+        """Every layer with the tokens that enter it: classes and patches together, or the patches, then both again.
+
+        The image's size matters to no layer, and may be left out.
+        """
+        c, decoder, grid = self.config, self.decoder, self.grid_for_look(x, im_size)
         classes = decoder.class_embeddings.expand(x.shape[0], -1, -1)
         joint = c.attention == "self"
         tokens = torch.cat((classes, x), dim=1) if joint else x
@@ -264,8 +277,7 @@ class CBTDecoderConfig(_DecoderConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for side in self.representatives:
-            check_count("CBTDecoderConfig", "representatives", side)
+        check_pair("CBTDecoderConfig", "representatives", self.representatives)
 
 
 @final
@@ -338,11 +350,7 @@ class CBTDecoder(DecoderModel):
         return self.mask_norm(cosines).mT.unflatten(-1, self.grid_of(tokens, im_size))
 
     def stages(self, x: Tensor, im_size: tuple[int, int] | None = None) -> Iterator[Stage]:
-        """Every block with the tokens that enter it, classes first; a square image where no size is given."""
-        if im_size is None:
-            side = round(x.shape[1] ** 0.5)
-            high, wide = pair(self.config.patch_size)
-            im_size = (side * high, side * wide)
+        """Every block with the tokens that enter it, classes first; the size must be given, as for the masks."""
         grid, tokens = self.grid_of(x, im_size), self._joint(x)
         for number, block in enumerate(self.blocks):
             yield Stage(f"block {number}", block, tokens, grid, self.config.num_classes)

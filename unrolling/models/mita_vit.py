@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Self, final
 
 from ..attention import AttentionLayer
-from ..errors import check_choice, check_count
+from ..errors import check_choice, check_count, check_pair
 from ..layers.agent import AgentAttention
 from ..layers.mita import MiTA
 from ..representatives import GridPool, OfficialGridPool, Representatives
@@ -43,8 +43,7 @@ class MiTADeiTConfig(BlackBoxConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("MiTADeiTConfig", "attention", self.attention, ("mita", "agent"))
-        for side in self.landmarks:
-            check_count("MiTADeiTConfig", "landmarks", side)
+        check_pair("MiTADeiTConfig", "landmarks", self.landmarks)
 
     @classmethod
     def tiny(cls, **changes: Any) -> Self:
@@ -173,12 +172,12 @@ class MiTAViT5Config(BlackBoxConfig):
 
     @classmethod
     def large(cls, **changes: Any) -> Self:
-        """D = 1024, 24 blocks, 16 heads: 304.29 million parameters."""
+        """D = 1024, 24 blocks, 16 heads: 304.26 million parameters."""
         return cls(**{"embed_dim": 1024, "depth": 24, "num_heads": 16, **changes})
 
     @classmethod
     def extra_large(cls, **changes: Any) -> Self:
-        """D = 1152, 28 blocks, 16 heads."""
+        """D = 1152, 28 blocks, 16 heads: 448.51 million parameters."""
         return cls(**{"embed_dim": 1152, "depth": 28, "num_heads": 16, **changes})
 
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from ..attention import AttentionLayer
 from ..drop_path import DropPath
 from ..errors import check_choice
+from ..rms_norm import RMSNorm
 from ..subspace import SubspaceLayer
 
 __all__ = [
@@ -230,7 +231,7 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         dim = attention.dim
-        self.norm1, self.norm2 = ((nn.RMSNorm if rms else nn.LayerNorm)(dim, eps=eps) for _ in range(2))
+        self.norm1, self.norm2 = ((RMSNorm if rms else nn.LayerNorm)(dim, eps=eps) for _ in range(2))
         self.attention, self.mlp, self.drop_path = attention, MLP(dim, hidden, dropout), DropPath(drop_path)
         for name in ("gamma1", "gamma2"):
             scale = None if layer_scale is None else nn.Parameter(torch.full((dim,), layer_scale))

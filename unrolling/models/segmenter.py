@@ -73,7 +73,7 @@ class LinearDecoder(DecoderModel):
         """The tokens as they are."""
         return tokens
 
-    def stages(self, x: Tensor) -> Iterator[Stage]:
+    def stages(self, x: Tensor, im_size: tuple[int, int] | None = None) -> Iterator[Stage]:
         """None: there is no attention."""
         yield from ()
 
@@ -186,9 +186,9 @@ class MaskDecoder(DecoderModel):
         cosines = F.normalize(patches, dim=-1) @ F.normalize(classes, dim=-1).mT
         return self.mask_norm(cosines).mT.unflatten(-1, grid)
 
-    def stages(self, x: Tensor) -> Iterator[Stage]:
-        """Every block with the tokens that enter it, classes first."""
-        grid, x = (1, x.shape[1]), self._joint(x)
+    def stages(self, x: Tensor, im_size: tuple[int, int] | None = None) -> Iterator[Stage]:
+        """Every block with the tokens that enter it, classes first; the image's size matters to none."""
+        grid, x = self.grid_for_look(x, im_size), self._joint(x)
         for number, block in enumerate(self.blocks):
             yield Stage(f"block {number}", block, x, grid, self.config.num_classes)
             x = block(x)
@@ -345,13 +345,8 @@ class Segmenter(Model):
     def stages(self, x: Tensor) -> Iterator[Stage]:
         """The blocks of the encoder, then those of the decoder."""
         tokens, size = self.forward_features(x)
-        high, wide = self.encoder.patch
         padded = F.pad(x, (0, size[1] - x.shape[3], 0, size[0] - x.shape[2]))
         for stage in self.encoder.stages(padded):
-            yield stage._replace(name=f"encoder, {stage.name}")
-        grid = (size[0] // high, size[1] // wide)
-        parts = (
-            self.decoder.stages(tokens, size) if isinstance(self.decoder, CBTDecoder) else self.decoder.stages(tokens)
-        )
-        for stage in parts:
-            yield stage._replace(name=f"decoder, {stage.name}", grid=grid)
+            yield stage._replace(name=f"encoder {stage.name}")
+        for stage in self.decoder.stages(tokens, im_size=size):
+            yield stage._replace(name=f"decoder {stage.name}")

@@ -121,7 +121,8 @@ class FourierPositions(nn.Module):
     def forward(self, grid: tuple[int, int]) -> Tensor:
         """The positions, row by row."""
         weight = self.projection.weight
-        order = torch.arange(self.FREQUENCIES, device=weight.device, dtype=torch.float32)
+        kind = torch.promote_types(weight.dtype, torch.float32)  # half precision would not tell neighbours apart
+        order = torch.arange(self.FREQUENCIES, device=weight.device, dtype=kind)
         periods = 10000.0 ** (2 * (order // 2) / self.FREQUENCIES)
         rows, columns = (self._waves(side, periods) for side in grid)
         rows, columns = rows[:, None].expand(*grid, -1), columns[None].expand(*grid, -1)
@@ -129,7 +130,7 @@ class FourierPositions(nn.Module):
 
     @staticmethod
     def _waves(side: int, periods: Tensor) -> Tensor:
-        places = torch.arange(1, side + 1, device=periods.device, dtype=torch.float32)
+        places = torch.arange(1, side + 1, device=periods.device, dtype=periods.dtype)
         angles = (places / (side + 1e-6) * (2 * math.pi))[:, None] / periods
         return torch.stack((angles[:, 0::2].sin(), angles[:, 1::2].cos()), dim=-1).flatten(1)
 

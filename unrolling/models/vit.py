@@ -77,7 +77,8 @@ class ViT(BlackBox):
     def _prepare(self) -> None:
         if self.config.distilled:
             self.class_tokens = 2
-            self.head_distilled = nn.Linear(self.config.embed_dim, self.config.num_classes)
+            width, classes = self.config.embed_dim, self.config.num_classes
+            self.head_distilled = nn.Linear(width, classes) if classes else nn.Identity()
 
     def _attention(self) -> AttentionLayer:
         c = self.config
