@@ -8,6 +8,7 @@ if not hasattr(_objectives, "SubspaceCodingRate"):
         "of that name. Rename that file, or use a virtual environment of its own for attention-as-descent."
     )
 
+from . import adapt, compat, models, plots
 from .base import UnrolledLayer
 from .fast_weights import (
     FAST_WEIGHTS,
@@ -35,6 +36,7 @@ from .layers.softmax import SoftmaxAttention
 from .layers.symmetric import SymmetricAttention
 from .layers.tssa import TSSA
 from .mirror import EnergyLayerNorm, MirrorStep
+from .models import Stage
 from .proximal import AcceleratedProximalStep, AlternatingStep, Momentum, ProximalStep
 from .representatives import (
     SVD,
@@ -50,6 +52,8 @@ from .representatives import (
 from .riemannian import RiemannianStep, certified_stiefel_step, retract, tangent
 from .rotary import GridRotary
 from .steps import ArmijoStep, ExactLineSearchStep, GradientStep, Step
+from .subspace import SubspaceLayer
+from .trace import BlockRecord, Trace, objective_of, record_block
 from .unroll import Unrolled
 
 __all__ = [
@@ -67,6 +71,7 @@ __all__ = [
     "AoT",
     "ArmijoStep",
     "Axes",
+    "BlockRecord",
     "CRATEBlock",
     "DepictDecoder",
     "DepictRecord",
@@ -89,21 +94,30 @@ __all__ = [
     "RiemannianStep",
     "SequencePool",
     "SoftmaxAttention",
+    "Stage",
     "Step",
     "Strided",
+    "SubspaceLayer",
     "SymmetricAttention",
     "Tokens",
+    "Trace",
     "Unrolled",
     "UnrolledLayer",
+    "adapt",
     "agent_attention",
     "block_attention",
     "certified_stiefel_step",
+    "compat",
     "compressed_block_attention",
     "full_attention",
     "linear_attention",
     "merge_attention",
     "mita",
+    "models",
+    "objective_of",
+    "plots",
     "projected_attention",
+    "record_block",
     "retract",
     "tangent",
     "taxonomy",

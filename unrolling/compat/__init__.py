@@ -9,9 +9,10 @@ each is a named option of a layer here (``keep_queries``, ``twice_scaled``, ``Of
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -26,12 +27,15 @@ from .entries import Entry
 from .options import Options, Weights
 from .tables import table_of
 
-__all__ = ["KINDS", "from_official", "guess_kind", "load_checkpoint", "to_official"]
+__all__ = ["KINDS", "NETWORKS", "from_official", "guess_kind", "load_checkpoint", "to_official"]
 
 BUILDERS = {**LAYERS, **ATTENTIONS, **NETWORKS}
 
 KINDS: tuple[str, ...] = tuple(BUILDERS)
 """Everything that :func:`from_official` can build."""
+
+FAMILIES = ({"crate", "cbt", "cbt-hybrid", "tost"}, {"vit", "deit", "mita-deit"}, *({kind} for kind in KINDS))
+"""Kinds that keys alone do not tell apart, or whose builders say themselves which of them it is."""
 
 
 def from_official(kind: str, state_dict: Mapping[str, Tensor], /, **config: Any) -> nn.Module:
@@ -46,11 +50,15 @@ def from_official(kind: str, state_dict: Mapping[str, Tensor], /, **config: Any)
     Calls
         layers return what released modules return: the update, without the residual. Decoders are called
         ``module(tokens, im_size=(H, W))``, DEPICT's cross-attention ``module(tokens, query=…)``.
+    Dtype
+        that of the weights; the wider one where they have several.
 
     Raises
     ------
         ValueError for an unknown kind, missing or unknown keys, wrong shapes, and arguments that are missing, unknown or
         contradict the weights; TypeError for a state dictionary that is none.
+    Claims
+        compat.<kind> for every kind, hyphens read as underscores, and compat.round_trip
 
     >>> from unrolling import ISTA
     >>> kind, state = to_official(ISTA(4))
@@ -65,19 +73,24 @@ def from_official(kind: str, state_dict: Mapping[str, Tensor], /, **config: Any)
     state = _checked(kind, state_dict)
     options = Options(kind, config)
     size = options.take("im_size")
-    module = BUILDERS[kind](Weights(kind, state), options)
+    dtype = _dtype_of(state)
+    try:
+        with _built_in(dtype):
+            module = BUILDERS[kind](Weights(kind, state), options)
+    except ValueError as problem:
+        guess = guess_kind(state)
+        related = guess is None or any({kind, guess} <= family for family in FAMILIES)
+        text = str(problem) if str(problem).startswith("from_official(") else f"from_official({kind!r}): {problem}"
+        raise ValueError(text if related else f"{text} By their keys these weights are of kind {guess!r}.") from None
     options.done()
     if size is not None:
         if not isinstance(module, DecoderModel):
             raise options.error("im_size is an argument of decoders.")
-        module.im_size = (size[0], size[1])
+        module.im_size = options.sides("im_size", size)
     made, entries = table_of(module)
     if made != kind and not (made in ("tost", "crate", "cbt") and kind in ("tost", "crate", "cbt")):
         raise options.error(f"these weights are of kind {made!r}.")
-    kinds = {value.dtype for value in state.values() if value.is_floating_point()}
-    if len(kinds) == 1:
-        module.to(kinds.pop())
-    _fill(kind, module, entries, state)
+    _fill(kind, module.to(dtype), entries, state)
     return module.eval()
 
 
@@ -89,15 +102,23 @@ def to_official(module: nn.Module) -> tuple[str, dict[str, Tensor]]:
     Raises
     ------
         TypeError for a module without a released counterpart; ValueError where its options have none (a tied output, an
-        exact form, a learned ISTA step).
+        exact form, a learned ISTA step, attention that was exchanged).
     """
+    if any(getattr(part, "adaptations", None) for part in module.modules()):
+        raise ValueError(
+            "to_official: its attention was exchanged (unrolling.adapt), which the released names do not tell. Write the"
+            " weights of the network that it was made from: they are the same."
+        )
     kind, entries = table_of(module)
     return kind, {name: tensor.detach().clone() for name, tensor in _released(module, entries).items()}
 
 
 def guess_kind(state_dict: Mapping[str, Tensor]) -> str | None:
-    """The kind of network that a state dictionary is of, by its keys; None where none fits."""
-    names = set(state_dict)
+    """The kind of network that a state dictionary is of, by its keys; None where none fits.
+
+    Keys do not tell Segmenter's ViT from DeiT, nor either from one with MiTA's attention: these are "deit" here.
+    """
+    names = {name for name in state_dict if isinstance(name, str)}
 
     def some(*parts: str) -> bool:
         return all(any(part in name for name in names) for part in parts)
@@ -118,11 +139,15 @@ def guess_kind(state_dict: Mapping[str, Tensor]) -> str | None:
         (("net.layers.", "fn.step_rep", "cls_emb"), "cbt-decoder"),
         (("net.layers.", "fn.step_size", "cls_emb"), "depict-sa"),
         (("proj_dec.weight", "cls_emb"), "segmenter-mask"),
-        (("blocks.", "gamma_1", "pos_embed"), "mita-vit5"),
+        (("blocks.", "gamma_1", "patch_embed."), "mita-vit5"),
+        (("blocks.", "attn.rope", "patch_embed."), "mita-vit5"),
+        (("blocks.", "reg_token", "patch_embed."), "mita-vit5"),
         (("blocks.", "attn.qkvg.weight", "pos_embed"), "mita-deit"),
         (("blocks.", "attn.dwc.weight", "pos_embed"), "mita-deit"),
         (("blocks.", "attn.qkv.weight", "pos_embed"), "deit"),
     )
+    if names in ({"head.weight"}, {"head.weight", "head.bias"}):
+        return "segmenter-linear"
     return next((kind for parts, kind in rules if some(*parts)), None)
 
 
@@ -137,7 +162,26 @@ def _checked(kind: str, state: Any) -> dict[str, Tensor]:
                 f"from_official({kind!r}): every value must be a tensor, but {name!r} is a {type(value).__name__};"
                 " a whole checkpoint is read by load_checkpoint(path)."
             )
+        if value.numel() == 0:
+            raise ValueError(f"from_official({kind!r}): {name} is empty: its shape is {tuple(value.shape)}.")
     return dict(state)
+
+
+def _dtype_of(state: Mapping[str, Tensor]) -> torch.dtype:
+    """The dtype that holds all weights without loss; single precision where there are none."""
+    kinds = {value.dtype for value in state.values() if value.is_floating_point()}
+    return functools.reduce(torch.promote_types, kinds) if kinds else torch.float32
+
+
+@contextlib.contextmanager
+def _built_in(dtype: torch.dtype) -> Iterator[None]:
+    """Constants of the code, like ISTA's η, made in double precision for weights that are; in single for all others."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64 if dtype == torch.float64 else torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def _at(module: nn.Module, path: str) -> Tensor:

@@ -29,7 +29,10 @@ def _fused(w: Weights, options: Options, gate: bool = False) -> dict[str, Any]:
             options.agree(argument, found=found)
     widths = {found for found in (_width(w, "q_norm.weight", 1), _width(w, "rope.freqs", 4)) if found}
     if widths:
-        heads = options.agree("num_heads", "heads", found=rows // parts // widths.pop())
+        width = widths.pop()
+        if rows // parts % width:
+            raise options.error(f"{rows // parts} inner features are not heads of {width}.")
+        heads = options.agree("num_heads", "heads", found=rows // parts // width)
     else:
         heads = heads_of(options, rows // parts, "num_heads", "heads")[0]
     return {
@@ -48,13 +51,6 @@ def _width(w: Weights, name: str, factor: int) -> int | None:
     return factor * w.shape(name, 1)[0] if name in w else None
 
 
-def _side(options: Options, name: str, default: int) -> int:
-    value = options.take(name, default=default)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise options.error(f"{name} must be a positive integer, but is {value!r}.")
-    return value
-
-
 def _idle_norms(w: Weights, options: Options) -> dict[str, Any]:
     """The root package's layers make norms of queries and keys and never apply them: weights without effect."""
     norm = "q_norm.weight" in w
@@ -66,8 +62,8 @@ def _idle_norms(w: Weights, options: Options) -> dict[str, Any]:
 
 def mita(w: Weights, options: Options) -> AttentionLayer:
     """MiTA of the root package: pool_size and kv_topk are squared, as there."""
-    pool, top = _side(options, "pool_size", 5), _side(options, "kv_topk", 5)
-    routes = _side(options, "router_topk", 1)
+    pool, top = options.count("pool_size", default=5), options.count("kv_topk", default=5)
+    routes = options.count("router_topk", default=1)
     if routes > 2:
         raise options.error(f"router_topk is 1, or 2 in the second released file, but is {routes}.")
     options.without_effect("attn_drop")
@@ -87,8 +83,8 @@ def mita_variant(
     """MiTA with depth-wise convolution, with a gate too, or with routed experts alone, whose sizes are fixed there."""
 
     def build(w: Weights, options: Options) -> AttentionLayer:
-        pool = _side(options, "pool_size", 5)
-        keys = _side(options, "kv_topk", pool) ** 2 * (1 if shared else 2)
+        pool = options.count("pool_size", default=5)
+        keys = options.count("kv_topk", default=pool) ** 2 * (1 if shared else 2)
         options.without_effect("attn_drop")
         if convolution:
             w.shape("dwc.weight", 4)
@@ -109,8 +105,8 @@ def mita_variant(
 def mita_segmenter(w: Weights, options: Options) -> AttentionLayer:
     """MiTA of MiTA-Segmenter: 49 landmarks and keys, queries normalised after the pooling; or its 81 routed experts."""
     route = "route" in name_of(options.take("attention", "attn", default=""))
-    pool = _side(options, "pool_size", 9 if route else 7)
-    keys = _side(options, "kv_topk", pool) ** 2 * (2 if route else 1)
+    pool = options.count("pool_size", default=9 if route else 7)
+    keys = options.count("kv_topk", default=pool) ** 2 * (2 if route else 1)
     norm = "q_norm.weight" in w
     if options.has("qk_norm"):
         options.agree("qk_norm", found=norm)
@@ -144,29 +140,30 @@ def mita_vit5(w: Weights, options: Options) -> AttentionLayer:
     if convolution != ("dwc.weight" in w):
         raise options.error(f"attention is {name!r}, but the weights have {'a' if not convolution else 'no'} dwc.")
     options.without_effect("qk_scale", "flash", "norm_layer", "attn_drop", "rope_reg")
-    registers = options.take("num_registers")
-    side = options.take("rope_reg_size")
-    if registers is None and side is None:
+    turned, side = "rope_reg.freqs" in w, 0
+    if options.take("rope_reg_size"):
+        side = options.count("rope_reg_size", default=1)
+    if options.has("rope_reg_size") and bool(side) != turned:
+        raise options.error(f"rope_reg_size is {side}, but the weights have {'a' if turned else 'no'} rope_reg.")
+    registers = options.take("num_registers", default=side**2 if side else None)
+    if registers is None:
         registers = options.need("num_registers", why="the weights do not tell how many registers there are")
-    registers = side**2 if registers is None else registers
-    pool = _side(options, "pool_size", 5)
+    pool = options.count("pool_size", default=5)
     fused = _fused(w, options)
     if rope:
         reference = options.need("rope_size", why="the weights do not tell for which grid the rotary angles are made")
     else:
         reference = options.agree("rope_size", found=0)
-    theta = options.take("reg_theta", default=10000)
+    theta = options.number("reg_theta", default=10000.0)
     return MiTA(
         **fused,
         landmarks=OfficialGridPool((pool, pool), leading=True),
-        keys_per_expert=_side(options, "keys_per_expert", pool**2 + 5),
+        keys_per_expert=options.count("keys_per_expert", default=pool**2 + 5),
         twice_scaled=True,
         register_tokens=registers,
         qk_norm=_norm_kind(w, norm),
         rotary=GridRotary(fused["head_dim"], reference) if reference else None,
-        register_rotary=GridRotary(fused["head_dim"], side or round(registers**0.5), theta)
-        if "rope_reg.freqs" in w
-        else None,
+        register_rotary=GridRotary(fused["head_dim"], side or round(registers**0.5), theta) if turned else None,
         convolution=convolution,
     )
 
@@ -178,7 +175,7 @@ def agent(w: Weights, options: Options) -> AttentionLayer:
     if options.has("scale_norm"):
         options.agree("scale_norm", found=scaled)
     options.without_effect("layer_idx", "attn_mask")
-    pool = _side(options, "pool_size", 8 if adapted else 7)
+    pool = options.count("pool_size", default=8 if adapted else 7)
     window = w.shape("ah_bias", 5)[3] if biased else None
     fused, norms = _fused(w, options), _idle_norms(w, options)
     if adapted or pool == 8:  # CBSA's adaptation applies them, in the agents' reading alone

@@ -21,15 +21,13 @@ __all__ = ["LAYERS", "NAMES", "attention_kind", "heads_of", "name_of", "styled"]
 
 def heads_of(options: Options, inner: int, *names: str, width: str | None = "dim_head") -> tuple[int, int]:
     """Heads and their width from whichever of the two was given; released weights only tell the product."""
-    heads = options.take(*names)
-    given = None if width is None else options.take(width)
-    if heads is None and given is None:
-        options.need(
-            *names, *([width] if width else []), why=f"{inner} inner features do not tell how many heads there are"
-        )
-    count = heads if heads is not None else inner // (given or 1)
-    if not isinstance(count, int) or count < 1 or inner % count or (given is not None and given * count != inner):
-        raise options.error(f"{inner} inner features are not {heads} heads of {given}.")
+    known = [*names, *([width] if width else [])]
+    if not options.has(*known):
+        options.need(*known, why=f"{inner} inner features do not tell how many heads there are")
+    given = options.count(width, default=inner) if width and options.has(width) else None
+    count = options.count(*names, default=max(1, inner // (given or 1)))
+    if inner % count or (given is not None and given * count != inner):
+        raise options.error(f"{inner} inner features are not {count} heads of {given or 'equal width'}.")
     return count, inner // count
 
 
@@ -132,7 +130,7 @@ def tssa_causal(w: Weights, options: Options) -> TSSA:
     """TSSA of ToST's language model; ``config`` is its GPTConfig, or its fields."""
     given = options.take("config")
     if given is not None:
-        fields = dict(given) if isinstance(given, dict) else dict(vars(given))
+        fields = dict(given) if isinstance(given, dict) else dict(getattr(given, "__dict__", {}))
         wanted = ("n_embd", "n_head", "block_size", "bias", "dropout")
         inner_options = Options(options.kind, {name: fields[name] for name in wanted if name in fields})
         built = tssa_causal(w, inner_options)
@@ -169,9 +167,8 @@ def ista(w: Weights, options: Options) -> ISTA:
         raise options.error(f"the dictionary must be square, but is {dim} × {columns}.")
     options.agree("dim", found=dim)
     options.without_effect("hidden_dim", "mlp_dim", "dropout")
-    return ISTA(
-        dim, step_size=options.take("step_size", "ista", default=0.1), weight=options.take("lambd", default=0.1)
-    )
+    eta, lam = options.number("step_size", "ista", default=0.1), options.number("lambd", default=0.1)
+    return ISTA(dim, step_size=eta, weight=lam)
 
 
 def attention_kind(w: Weights) -> str:
@@ -198,7 +195,7 @@ def crate_block(w: Weights, options: Options) -> CRATEBlock:
     ffn = options.take("ffn")
     if ffn is not None and name_of(ffn) not in ("ista", "feedforward"):
         raise options.error(f"ffn must be ISTA, but is {ffn!r}.")
-    step = options.take("ista", "step_size", default=0.1)
+    step = options.number("ista", "step_size", default=0.1)
     options.without_effect("hidden_dim", "mlp_dim")
     options.agree("depth", found=1)
     builders: dict[str, Callable[..., SubspaceLayer]] = {"mssa": mssa, "cbsa": cbsa, "tssa": tssa}

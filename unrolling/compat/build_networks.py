@@ -39,7 +39,7 @@ def white_box(w: Weights, options: Options) -> nn.Module:
     _attentions_fit(options, kinds)
     channels, patch = _conv_stem(w, "to_patch_embedding.", options) if conv else _linear_stem(w, options, positions - 1)
     heads, head_dim = _white_box_heads(options, parts, kinds)
-    step = options.take("ista", "step_size", default=0.1)
+    step = options.number("ista", "step_size", default=0.1)
     options.without_effect("mlp_dim", "hidden_dim")
     pool = options.take("pool", default="cls")
     if pool not in ("cls", "mean"):
@@ -90,10 +90,10 @@ def _attentions_fit(options: Options, kinds: tuple[str, ...]) -> None:
 def _linear_stem(w: Weights, options: Options, patches: int) -> tuple[int, int | tuple[int, int]]:
     """Channels and patch of flattened patches: both must be told where patches are no squares of three channels."""
     values = w.shape("to_patch_embedding.1.weight", 1)[0]
-    channels = options.take("channels", "in_chans", default=3)
+    channels = options.count("channels", "in_chans", default=3)
     given = options.take("patch_size")
     if given is not None:
-        high, wide = pair(tuple(given) if isinstance(given, list) else given)
+        high, wide = options.sides("patch_size", given)
         if channels * high * wide != values:
             raise options.error(
                 f"a patch has {values} values, but {channels} channels × {high} × {wide} pixels are"
@@ -135,7 +135,7 @@ def tost(w: Weights, options: Options) -> nn.Module:
         raise options.error(f"attn_layer must be AttentionTSSA, but is {layer!r}.")
     options.without_effect("patch_proj", "pretrained")
     expect(options, "norm_layer", "layernorm")
-    eta = options.take("eta", default=1.0)
+    eta = 1.0 if options.take("eta") is None else options.number("eta", default=1.0)
     return ToST(
         ToSTConfig(
             img_size=options.take("img_size", "image_size", default=224),
@@ -148,7 +148,7 @@ def tost(w: Weights, options: Options) -> nn.Module:
             mlp_ratio=ratio,
             qkv_bias=bias,
             class_layers=options.agree("cls_attn_layers", found=w.count("cls_attn_blocks.")),
-            layer_scale=1.0 if eta is None else float(eta),
+            layer_scale=eta,
             tokens_norm=bool(
                 options.need("tokens_norm", why="the weights do not tell what class attention normalises")
             ),

@@ -37,7 +37,8 @@ def _decoder_common(w: Weights, options: Options) -> tuple[int, int]:
 
 def _patch(options: Options) -> Any:
     value = options.take("patch_size", default=16)
-    return tuple(value) if isinstance(value, list) else value
+    sides = options.sides("patch_size", value)
+    return value if isinstance(value, int) else sides
 
 
 def depict(w: Weights, options: Options) -> nn.Module:

@@ -52,7 +52,8 @@ def _deit_common(w: Weights, options: Options, extra: int, learned: bool = True)
     if learned:
         size = image_size(options, w.shape("pos_embed", 3)[1] - extra, pair(sizes["patch_size"]))
     else:
-        size = pair(options.need("img_size", "image_size", why="without positions the weights do not tell the grid"))
+        given = options.need("img_size", "image_size", why="without positions the weights do not tell the grid")
+        size = options.sides("img_size", given)
     heads = heads_of(options, sizes["embed_dim"], "num_heads", "n_heads", "heads", width=None)[0]
     return {
         **sizes,
@@ -66,6 +67,7 @@ def _deit_common(w: Weights, options: Options, extra: int, learned: bool = True)
 def vit(w: Weights, options: Options) -> nn.Module:
     """Segmenter's ViT: norms with 1e-5, positions resized bilinearly."""
     distilled = options.agree("distilled", found="dist_token" in w)
+    w.shape("blocks.0.attn.qkv.bias", 1)
     drop = options.take("dropout", default=0.1)
     sizes = _deit_common(w, options, 2 if distilled else 1)
     kind = _encoder_kind(options)
@@ -103,12 +105,9 @@ def mita_deit(w: Weights, options: Options) -> nn.Module:
     gate, convolution = "blocks.0.attn.qkvg.weight" in w, "blocks.0.attn.dwc.weight" in w
     name = name_of(options.take("attention", "attn", default=""))
     route, agents = "route" in name, "agent" in name
-    pool = options.take("pool_size", default=7 if agents else 5)
-    top = options.take("kv_topk", default=pool)
-    routes = options.take("router_topk", default=1)
-    for label, value in (("pool_size", pool), ("kv_topk", top), ("router_topk", routes)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise options.error(f"{label} must be a positive integer, but is {value!r}.")
+    pool = options.count("pool_size", default=7 if agents else 5)
+    top = options.count("kv_topk", default=pool)
+    routes = options.count("router_topk", default=1)
     sizes = _deit_common(w, options, 1)
     return MiTADeiT(
         MiTADeiTConfig(
@@ -143,7 +142,7 @@ def mita_vit5(w: Weights, options: Options) -> nn.Module:
         raise options.error(f"Attention_block is {name!r}, but the weights have {'a' if convolution else 'no'} dwc.")
     learned = options.agree("ape", found="pos_embed" in w)
     options.without_effect("flash", "rope_reg", "block_layers", "Patch_layer", "Mlp_block", "attn_drop_rate")
-    scale = options.take("init_scale", default=1e-4)
+    scale = options.number("init_scale", default=1e-4)
     dim = w.shape("cls_token", 3)[2]
     if norm or rope:
         width = first.shape("attn.q_norm.weight", 1)[0] if norm else 4 * first.shape("attn.rope.freqs", 1)[0]
@@ -152,7 +151,7 @@ def mita_vit5(w: Weights, options: Options) -> nn.Module:
     sizes = _deit_common(w, options, 0, learned)
     if options.take("drop_rate", default=0.0):
         raise options.error("drop_rate is a dropout before the head there, which this network does not have; pass 0.")
-    theta = options.take("reg_theta", default=100)
+    theta = options.number("reg_theta", default=100.0)
     return MiTAViT5(
         MiTAViT5Config(
             **sizes,
@@ -162,7 +161,7 @@ def mita_vit5(w: Weights, options: Options) -> nn.Module:
             rotary=rope,
             learned_positions=learned,
             convolution=convolution,
-            register_theta=float(theta),
+            register_theta=theta,
         )
     )
 

@@ -18,6 +18,12 @@ SUFFIXES = (".pth", ".pt", ".bin", ".tar", ".ckpt", ".safetensors")
 WRAPPERS = ("model", "state_dict", "module")
 """Names under which released files keep the state dictionary, in the order in which they are tried."""
 
+REFUSALS = ("GLOBAL ", "create new object", "call reduce", "Can only build")
+"""What torch's reader says of pickles that ask for more than tensors and plain data; other errors are of broken files."""
+
+DEEPEST = 8
+"""Wrappers that are opened inside one another: a file may hold itself."""
+
 PREFIXES = ("module.", "_orig_mod.", "model.")
 """What data parallelism, compilation and wrapping modules put before every key."""
 
@@ -65,7 +71,7 @@ def _torch(source: Path) -> Any:
             return torch.load(source, map_location="cpu", weights_only=True)
     except Exception as problem:
         text = str(problem)
-        if "weights_only" in text.lower() or "unsupported global" in text.lower() or "unpickler" in text.lower():
+        if any(part in text for part in REFUSALS):
             wanted = (
                 text.split("GLOBAL ", 1)[1].split(" ", 1)[0] if "GLOBAL " in text else "objects that are no tensors"
             )
@@ -82,7 +88,9 @@ def _unwrapped(content: Any, key: str | None, source: Path) -> Mapping[str, Any]
         if key not in content:
             raise ValueError(f"{source}: has no entry {key!r}; it has {', '.join(map(str, list(content)[:10]))}.")
         content = content[key]
-    while isinstance(content, Mapping) and not _is_state(content):
+    for _ in range(DEEPEST):
+        if not isinstance(content, Mapping) or _is_state(content):
+            break
         inner = next((name for name in WRAPPERS if isinstance(content.get(name), Mapping)), None)
         if inner is None:
             found = {str(name): type(value).__name__ for name, value in list(content.items())[:8]}
@@ -90,7 +98,7 @@ def _unwrapped(content: Any, key: str | None, source: Path) -> Mapping[str, Any]
                 f"{source}: holds no state dictionary under {', '.join(WRAPPERS)}; it holds {found}. Pass key=… for another."
             )
         content = content[inner]
-    if not isinstance(content, Mapping):
+    if not isinstance(content, Mapping) or not _is_state(content):
         raise ValueError(f"{source}: holds a {type(content).__name__}, not a state dictionary.")
     return content
 

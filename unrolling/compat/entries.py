@@ -74,7 +74,7 @@ def subspace(layer: SubspaceLayer, theirs: str, ours: str, *, sequential: bool) 
         (layer.form == "softmax" or isinstance(layer, TSSA), "its form is exact"),
         (not layer.tied, "its output is tied to its bases"),
         (not layer.certified, "its steps are certified"),
-        (not layer.projected or layer.output.bias is not None, "its output has no bias"),
+        (layer.tied or not layer.projected or layer.output.bias is not None, "its output has no bias"),
     )
     if isinstance(layer, TSSA):
         _refuse(layer, (layer.unit_step and layer.normalise_tokens and not layer.causal, "it keeps to ToST's equation"))

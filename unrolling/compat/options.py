@@ -9,8 +9,6 @@ from typing import Any
 
 from torch import Tensor
 
-from ..models.base import pair
-
 __all__ = ["Options", "Weights", "class_count", "expect", "image_size", "square"]
 
 _NOTHING = object()
@@ -51,6 +49,27 @@ class Options:
             raise self.error(f"{names[0]} is given as {given!r}, but the weights say {found!r}.")
         return found
 
+    def number(self, *names: str, default: float) -> float:
+        """A positive number given under one of the names, or the default."""
+        value = self.take(*names, default=default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise self.error(f"{names[0]} must be a positive number, but is {value!r}.")
+        return float(value)
+
+    def count(self, *names: str, default: int) -> int:
+        """A positive integer given under one of the names, or the default."""
+        value = self.take(*names, default=default)
+        if not _counts(value):
+            raise self.error(f"{names[0]} must be a positive integer, but is {value!r}.")
+        return int(value)
+
+    def sides(self, name: str, value: Any) -> tuple[int, int]:
+        """Rows and columns: of two positive integers, or of one."""
+        given = value if isinstance(value, (tuple, list)) else (value, value)
+        if len(given) != 2 or not all(_counts(side) for side in given):
+            raise self.error(f"{name} must be a positive integer or (rows, columns), but is {value!r}.")
+        return given[0], given[1]
+
     def without_effect(self, *names: str) -> None:
         """Arguments that the released constructor takes and its forward pass does not use."""
         self._known.update(names)
@@ -75,6 +94,10 @@ class Options:
     def error(self, text: str) -> ValueError:
         """An error that says for which kind."""
         return ValueError(f"from_official({self.kind!r}): {text}")
+
+
+def _counts(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -142,7 +165,7 @@ def image_size(options: Options, patches: int, patch: tuple[int, int]) -> tuple[
             options.need("image_size", "img_size", why=f"{patches} positions are of no square grid")
         rows, columns = grid or (0, 0)
         return rows * patch[0], columns * patch[1]
-    size = pair(tuple(given) if isinstance(given, list) else given)
+    size = options.sides("image_size", given)
     count = (size[0] // patch[0]) * (size[1] // patch[1])
     if size[0] % patch[0] or size[1] % patch[1] or count != patches:
         raise options.error(
@@ -163,6 +186,6 @@ def expect(options: Options, name: str, *allowed: str) -> None:
 
 def class_count(options: Options, w: Weights, name: str, *names: str) -> int:
     """The number of classes of a head; 0 where there is none."""
-    if f"{name}.weight" not in w:
+    if f"{name}.weight" not in w and f"{name}.bias" not in w:
         return options.agree("num_classes", *names, found=0)
     return options.agree("num_classes", *names, found=w.shape(f"{name}.weight", 2)[0])

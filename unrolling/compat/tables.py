@@ -119,11 +119,11 @@ def _white_box_kind(model: WhiteBox) -> str:
 
 
 def _black_box_kind(model: BlackBox) -> str:
-    if isinstance(model, MiTADeiT):
-        return "mita-deit"
     if isinstance(model, MiTAViT5):
         return "mita-vit5"
-    return "deit" if isinstance(model, ViT) and model.config.norm_eps < 1e-5 else "vit"
+    if model.config.norm_eps >= 1e-5:  # Segmenter's encoder, also with MiTA's attention
+        return "vit"
+    return "mita-deit" if isinstance(model, MiTADeiT) else "deit"
 
 
 def _white_box(model: WhiteBox) -> Iterator[Entry]:
