@@ -19,6 +19,7 @@ from .claim import Claim, Verdict
 from .claims import CLAIMS, home, select
 from .counterexample import replay, save_all
 from .inputs import InputError, TokenInput, default_image, from_image, from_tokens
+from .model_commands import add_parsers
 from .run import PROFILES, Campaign, run_claim
 from .session import result, run_all, summary_line
 from .table import fast_weights_table, layers_table
@@ -66,7 +67,9 @@ def _parser() -> argparse.ArgumentParser:
         epilog=CAVEAT,
     )
     parser.add_argument("--version", action="version", version=f"proofs-check {_version()}")
-    commands = parser.add_subparsers(required=True, metavar="run | list | show | certify | replay")
+    commands = parser.add_subparsers(
+        required=True, metavar="run | list | show | certify | models | checkpoint | replay"
+    )
 
     run = commands.add_parser("run", help="run claims", description="Run claims.", epilog=CAVEAT)
     run.add_argument("names", nargs="*", metavar="STEM|CLAIM", help="stems (mssa), claims, or beginnings (mssa.sign)")
@@ -117,6 +120,8 @@ def _parser() -> argparse.ArgumentParser:
     show = commands.add_parser("show", help="a claim's sentence, equation, source and code, then its verdict")
     show.add_argument("names", nargs="+", metavar="STEM|CLAIM")
     show.set_defaults(command=_show)
+
+    add_parsers(commands, _write)
 
     again = commands.add_parser("replay", help="measure a saved counterexample again")
     again.add_argument("files", nargs="+", type=Path, metavar="FILE.npz")

@@ -21,6 +21,7 @@ from .report_claim import MEANING, Context, card, count, css_class
 from .report_style import CSS
 from .run import PROFILES
 from .signs import sign_table, sign_table_html
+from .sizes import table_html
 from .table import FAST_WEIGHTS, fast_weights_rows
 from .typeset import Typesetter
 
@@ -44,6 +45,7 @@ FIRST = (
 )
 
 FAST = "MiTA and fast weights"
+NETWORKS = "The papers' networks"
 
 PAPERS = {
     "Coding rates: MCR², ReduNet": ("coding_rate", "rate_reduction", "redunet"),
@@ -51,9 +53,11 @@ PAPERS = {
     "ToST": ("variational_rate", "tssa"),
     "CBSA": ("representatives", "cbsa"),
     "DEPICT": ("pca", "depict"),
-    FAST: ("kernel_regression", "softmax", "mita"),
+    FAST: ("kernel_regression", "softmax", "mita", "agent"),
     "Energies: Hopfield, Energy Transformer": ("softmax_energy", "hopfield", "symmetric", "energy_transformer"),
     "AoT": ("subspace_denoising", "aot"),
+    NETWORKS: ("models",),
+    "Released weights": ("compat",),
 }
 """The stems of every paper, in the order of the page."""
 
@@ -104,7 +108,7 @@ def render(
     body = "".join(
         f'<section class="group"><h2>{escape(title)} <small>{escape(note)}</small></h2>'
         + (_fast_weights() if title == FAST else "")
-        + "".join(card(verdict, claims.get(verdict.id), anchors[id(verdict)], context) for verdict in chosen)
+        + _folded(title, "".join(card(v, claims.get(v.id), anchors[id(v)], context) for v in chosen))
         + "</section>\n"
         for title, note, chosen in _groups(verdicts)
     )
@@ -211,6 +215,13 @@ def _fast_weights() -> str:
         f" compress it, route to parts of it, or both. {escape(note)}</p>"
         f'<div class="wide"><table class="weights"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
     )
+
+
+def _folded(title: str, cards: str) -> str:
+    """The networks' claims behind their table: one a network is too many to read."""
+    if title != NETWORKS:
+        return cards
+    return f'{table_html()}<details class="many"><summary>One claim a network</summary>{cards}</details>'
 
 
 def _moves(series: Sequence[float]) -> str:

@@ -77,6 +77,18 @@ code, pre { font-family: var(--mono); font-size: .86em; }
 .weights td { padding: .3rem .7rem .3rem 0; border-top: 1px solid var(--line); vertical-align: top; }
 .weights td:nth-child(6) { white-space: nowrap; }
 .weights td:nth-last-child(-n+2), .weights th:nth-last-child(-n+2) { text-align: right; white-space: nowrap; }
+.sizes { border-collapse: collapse; font-size: .86rem; min-width: 56rem; width: 100%; margin: .8rem 0 1.6rem; }
+.sizes th, .sizes td { padding: .25rem .7rem .25rem 0; text-align: right; vertical-align: top; white-space: nowrap; }
+.sizes .word { text-align: left; }
+.sizes thead th { font-weight: 600; vertical-align: bottom; white-space: normal; }
+.sizes th:first-child { text-align: left; white-space: normal; font-weight: 400; min-width: 15rem; }
+.sizes thead th:first-child { font-weight: 600; }
+.sizes tbody th, .sizes td { border-top: 1px solid var(--line); }
+.sizes small { display: block; color: var(--soft); font-size: .8rem; max-width: 34rem; }
+.many > summary { cursor: pointer; font-weight: 600; margin: 1rem 0; }
+.said p { font: 400 1.15rem/1.45 var(--serif); max-width: 62ch; text-wrap: pretty; }
+.figure { margin: 1.6rem 0; }
+.figure svg { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 .certificate { color: var(--holds); font-size: .92rem; border-left: 3px solid var(--holds); padding-left: .7rem; }
 .band { max-width: 77rem; margin: 0 auto; padding: 0 1.5rem; }
 .ledger figure { margin: 1.4rem 0 0; }

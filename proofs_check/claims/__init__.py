@@ -8,9 +8,12 @@ import sys
 
 from ..claim import Claim
 from . import (
+    agent,
     aot,
     cbsa,
     coding_rate,
+    compat,
+    compat_networks,
     crate,
     depict,
     energy_transformer,
@@ -18,6 +21,7 @@ from . import (
     ista,
     kernel_regression,
     mita,
+    models,
     mssa,
     mssa_sign,
     pca,
@@ -57,6 +61,10 @@ CLAIMS: tuple[Claim, ...] = (
     *kernel_regression.CLAIMS,
     *softmax.CLAIMS,
     *mita.CLAIMS,
+    *models.CLAIMS,
+    *agent.CLAIMS,
+    *compat.CLAIMS,
+    *compat_networks.CLAIMS,
 )
 
 __all__ = ["CLAIMS", "find", "home", "select"]

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from unrolling import MiTA, SoftmaxAttention
+from unrolling import AgentAttention, GridRotary, MiTA, SoftmaxAttention
 
 from .. import paper
 from ..claim import Claim, Comparison, Measurement
@@ -30,7 +30,7 @@ MITA = "MiTA, arXiv 2602.01219, attention as fast weights"
 SEEDED = tuple(dataclasses.replace(case, seed=i % 2) for i, case in enumerate(STRUCTURED))
 """An odd seed takes identity projections where the heads fill the features."""
 
-L = TypeVar("L", SoftmaxAttention, MiTA)
+L = TypeVar("L", SoftmaxAttention, MiTA, AgentAttention)
 Maps = dict[str, Tensor]
 
 
@@ -141,7 +141,7 @@ def away_from_rest(make: Callable[[Case], L], measure: Callable[[Any, Case], Mea
     return measured
 
 
-def step_bend(case: Case, layer: SoftmaxAttention | MiTA, z: Tensor) -> float:
+def step_bend(case: Case, layer: SoftmaxAttention | MiTA | AgentAttention, z: Tensor) -> float:
     """A quadratic bends nowhere: any length of the size of the step will do."""
     with torch.no_grad():
         return max(norm(layer.attention(z) - z), 1e-3 * case.scale)
@@ -262,6 +262,63 @@ def _frozen_measure(subject: Any, case: Case) -> Measurement:
     return Measurement(tuple(done), True, {"cosine, frozen and not": cosine, "norm ratio, frozen over not": ratio})
 
 
+def _places(case: Case) -> tuple[int, int]:
+    """Rows and columns of a small grid, square or not."""
+    return 1 + case.tokens % 4, 1 + case.seed % 4
+
+
+def _rotary(case: Case) -> GridRotary:
+    """Rotary embedding made for another grid than the case's, with frequencies of its own."""
+    layer = GridRotary(4 * case.head_dim, 1 + case.seed % 5, theta=(100.0, 10000.0, 7.0)[case.seed % 3])
+    return layer.to(case.torch_dtype)
+
+
+def _rotary_measure(subject: Any, case: Case) -> Measurement:
+    """Products of one query and one key, each at every place, against the turn by the difference of the places."""
+    (rows, columns_), width = _places(case), 4 * case.head_dim
+    exact = reference(case)
+    got = subject(case, *(case.scale * case.draw(name, width) for name in ("rotary q", "rotary k")))
+    q, k = ((exact.scale * exact.draw(name, width)).numpy() for name in ("rotary q", "rotary k"))
+    theta, half = _rotary(exact).theta, width // 2
+    frequencies = np.array([theta ** (-2 * i / half) for i in range(case.head_dim)])
+    places = [(r, c) for r in range(rows) for c in range(columns_)]
+    reference_side = _rotary(exact).reference
+    want = np.array(
+        [
+            [
+                paper.rotary_product(
+                    q, k, ((a - c) * reference_side / rows, (b - d) * reference_side / columns_), frequencies
+                )
+                for c, d in places
+            ]
+            for a, b in places
+        ]
+    )
+    # Frequencies are held in single precision, and their error grows with the angle.
+    angle = max(1.0, float(reference_side))
+    cancelled = 1.0 + float(np.linalg.norm(q) * np.linalg.norm(k)) * len(places) / max(norm(want), 1e-300)
+    measured = identity("turned by the difference", got, want, "float32", angle * cancelled)
+    return dataclasses.replace(measured, evidence=measured.evidence and len(places) > 1)
+
+
+def _at_all_places(
+    case: Case, q: Tensor, k: Tensor, turn: Callable[..., tuple[Tensor, Tensor]] | None = None
+) -> Tensor:
+    """Products of the query at every place with the key at every place."""
+    grid, layer = _places(case), _rotary(case)
+    count = grid[0] * grid[1]
+    queries, keys = q.expand(count, -1), k.expand(count, -1)
+    if turn is None:
+        return layer(queries, grid) @ layer(keys, grid).mT
+    left, right = turn(layer, queries, keys, grid)
+    return left @ right.mT
+
+
+def _halves_of(x: Tensor) -> Tensor:
+    """Features reordered so that pairs (i, i + h/2) of a half stand where (2i, 2i + 1) stood."""
+    return x.unflatten(-1, (2, 2, -1)).transpose(-2, -1).flatten(-3)
+
+
 def _cost(subject: Any, case: Case) -> Measurement:
     N = 5 * case.tokens
     layer, x = SoftmaxAttention(12, 3), torch.randn(1, N, 12, generator=torch.Generator().manual_seed(case.seed))
@@ -361,6 +418,50 @@ CLAIMS = (
         structured=(Case(tokens=8, head_dim=3), Case(seed=1), Case(tokens=12, seed=1, scale=10.0)),
         code=("unrolling.layers.softmax:SoftmaxAttention",),
         largest=64,
+    ),
+    Claim(
+        id="softmax.rotary",
+        statement="Products of rotary queries and keys depend on the difference of their places in the grid alone, square or"
+        " not, and are those of one vector turned by it.",
+        equation=r"$\langle R_{t} q, R_{t'} k\rangle = \langle R_{t - t'} q, k\rangle,\quad"
+        r" t = (\mathrm{row}\cdot r/H,\, \mathrm{column}\cdot r/W)$",
+        source="RoFormer, arXiv 2104.09864, eq. 11 and 16, along rows and columns",
+        kind="identity",
+        domain=cases(batches=(0,), kinds=("gaussian",)),
+        subject=_at_all_places,
+        measure=_rotary_measure,
+        mutants=named(
+            keys_not_turned=lambda case, q, k: _at_all_places(
+                case, q, k, lambda layer, q, k, grid: (layer(q, grid), k)
+            ),
+            keys_placed_in_reverse=lambda case, q, k: _at_all_places(
+                case, q, k, lambda layer, q, k, grid: (layer(q, grid), layer(k, grid).flip(0))
+            ),
+            not_turned=lambda case, q, k: _at_all_places(case, q, k, lambda layer, q, k, grid: (q, k)),
+            rows_and_columns_exchanged=lambda case, q, k: _at_all_places(
+                case,
+                q,
+                k,
+                lambda layer, q, k, grid: tuple(
+                    layer(part.roll(part.shape[-1] // 2, -1), grid).roll(part.shape[-1] // 2, -1) for part in (q, k)
+                ),
+            ),
+            other_pairs=lambda case, q, k: _at_all_places(
+                case, q, k, lambda layer, q, k, grid: (layer(_halves_of(q), grid), layer(_halves_of(k), grid))
+            ),
+            another_grid=lambda case, q, k: _at_all_places(
+                case, q, k, lambda layer, q, k, grid: (layer(q, (len(q), 1)), layer(k, (len(q), 1)))
+            ),
+            all_NaN=lambda case, q, k: _at_all_places(case, q, k) * torch.nan,
+        ),
+        structured=(
+            Case(tokens=3, head_dim=2, seed=2),
+            Case(tokens=2, head_dim=1, seed=7),
+            Case(tokens=4, head_dim=3, seed=1),
+            Case(tokens=6, head_dim=2, seed=11),
+        ),
+        code=("unrolling.rotary:GridRotary",),
+        real=False,
     ),
     Claim(
         id="softmax.cost",

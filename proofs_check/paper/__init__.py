@@ -6,6 +6,7 @@ transcription is evaluated in float64 and with fifty digits. Slow on purpose; ne
 Letters: Z (d, N) tokens; U a list of bases (d, p); A (N, m) extraction, columns sum to 1; eps is ε, not ε².
 """
 
+from .agent import agent_broadcast, agent_contraction, agent_position_bias, agent_values, bilinear
 from .aot import aot_selection, aot_snr, aot_threshold_step, selected_energy
 from .cbsa import (
     adaptive_average_bins,
@@ -62,6 +63,7 @@ from .fast_weights import (
     multi_head_regression,
     projected_reads,
     query_key_value,
+    rotary_product,
     top_k_reads,
 )
 from .numbers import logdet, softmax_columns
@@ -101,12 +103,17 @@ from .tost import (
 
 __all__ = [
     "adaptive_average_bins",
+    "agent_broadcast",
+    "agent_contraction",
+    "agent_position_bias",
     "agent_reads",
+    "agent_values",
     "aot_selection",
     "aot_snr",
     "aot_threshold_step",
     "attention",
     "attention_energy",
+    "bilinear",
     "block_reads",
     "cbsa_eq4",
     "cbsa_eq6",
@@ -172,6 +179,7 @@ __all__ = [
     "redunet_operators",
     "representative_energy",
     "representative_norm",
+    "rotary_product",
     "selected_energy",
     "self_attention_energy",
     "softmax_columns",

@@ -25,6 +25,7 @@ __all__ = [
     "multi_head_regression",
     "projected_reads",
     "query_key_value",
+    "rotary_product",
     "top_k_reads",
 ]
 
@@ -178,3 +179,19 @@ def compressed_block_reads(
     centres = np.stack([K[:, cells].mean(1) for cells in blocks], axis=1)
     means = np.stack([V[:, cells].mean(1) for cells in blocks], axis=1)
     return gates[0] * attention(Q, centres, means, scale) + gates[1] * block_reads(Q, K, V, block, count, scale)
+
+
+def rotary_product(q: Array, k: Array, offset: tuple[float, float], frequencies: Array) -> float:
+    """RoFormer eq. 11 on a grid: q·k after q was turned by the angles of its place, k by those of its own.
+
+    Only the difference of their places counts, ``offset`` in rows and columns. The first half of the features is turned by
+    rows, the second by columns; pair i of a half, read as a complex number, by ``frequencies[i]`` a cell.
+    """
+    total, width = 0.0, len(q) // 2
+    for half, difference in enumerate(offset):
+        for i, frequency in enumerate(frequencies):
+            a = half * width + 2 * i
+            left, right = complex(q[a], q[a + 1]), complex(k[a], k[a + 1])
+            angle = frequency * difference
+            total += (left * right.conjugate() * complex(np.cos(angle), np.sin(angle))).real
+    return total
