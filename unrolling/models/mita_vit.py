@@ -46,26 +46,6 @@ class MiTADeiTConfig(BlackBoxConfig):
         check_pair("MiTADeiTConfig", "landmarks", self.landmarks)
 
     @classmethod
-    def tiny(cls, **changes: Any) -> Self:
-        """D = 192, 12 blocks, 3 heads: 5.72 million parameters at 224 pixels."""
-        return cls(**{"embed_dim": 192, "depth": 12, "num_heads": 3, **changes})
-
-    @classmethod
-    def small(cls, **changes: Any) -> Self:
-        """D = 384, 12 blocks, 6 heads: 22.05 million parameters at 224 pixels."""
-        return cls(**{"embed_dim": 384, "depth": 12, "num_heads": 6, **changes})
-
-    @classmethod
-    def base(cls, **changes: Any) -> Self:
-        """D = 768, 12 blocks, 12 heads: 86.57 million parameters at 224 pixels."""
-        return cls(**{"embed_dim": 768, "depth": 12, "num_heads": 12, **changes})
-
-    @classmethod
-    def large(cls, **changes: Any) -> Self:
-        """D = 1024, 24 blocks, 16 heads: 304.33 million parameters at 224 pixels."""
-        return cls(**{"embed_dim": 1024, "depth": 24, "num_heads": 16, **changes})
-
-    @classmethod
     def encoder(cls, size: str, **changes: Any) -> Self:
         """The encoder of MiTA-Segmenter: as Segmenter's, 49 landmarks, 49 keys an expert."""
         pixels = 640 if size == "large" else 512
@@ -159,21 +139,6 @@ class MiTAViT5Config(BlackBoxConfig):
         check_count("MiTAViT5Config", "registers", self.registers, 0)
         if math.isqrt(self.registers) ** 2 != self.registers:
             raise ValueError(f"MiTAViT5Config: registers stand on a square grid, but are {self.registers}.")
-
-    @classmethod
-    def small(cls, **changes: Any) -> Self:
-        """D = 384, 12 blocks, 6 heads: 22.04 million parameters."""
-        return cls(**{"embed_dim": 384, "depth": 12, "num_heads": 6, **changes})
-
-    @classmethod
-    def base(cls, **changes: Any) -> Self:
-        """D = 768, 12 blocks, 12 heads: 86.54 million parameters."""
-        return cls(**{"embed_dim": 768, "depth": 12, "num_heads": 12, **changes})
-
-    @classmethod
-    def large(cls, **changes: Any) -> Self:
-        """D = 1024, 24 blocks, 16 heads: 304.26 million parameters."""
-        return cls(**{"embed_dim": 1024, "depth": 24, "num_heads": 16, **changes})
 
     @classmethod
     def extra_large(cls, **changes: Any) -> Self:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Self, final
 
@@ -12,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..attend import attend
-from ..errors import check_choice, check_count, check_positive_number
+from ..errors import check_count, check_positive_number
 from ..layers.softmax import SoftmaxAttention
 from ..layers.tssa import TSSA
-from .base import Model, ModelConfig, Stage, pair
+from .base import ModelConfig
+from .image import ImageConfig, ImageModel
 from .parts import MLP, Block, ConvStem, check_image, truncated_normal_
 from .whitebox import published_start_
 
@@ -24,7 +24,7 @@ __all__ = ["ClassAttentionBlock", "FourierPositions", "ToST", "ToSTConfig"]
 
 @final
 @dataclass(frozen=True)
-class ToSTConfig(ModelConfig):
+class ToSTConfig(ImageConfig):
     """ToST's sizes (arXiv 2412.17810 and its released code): T12, S12, T24, S24, M24, L24, each with patches of 16 or 8.
 
     class_layers: blocks of class attention at the end. layer_scale: first value of γ. tokens_norm: whether these blocks
@@ -34,12 +34,6 @@ class ToSTConfig(ModelConfig):
     block. compat="official": images need not be whole patches.
     """
 
-    img_size: int | tuple[int, int] = 224
-    patch_size: int | tuple[int, int] = 16
-    in_chans: int = 3
-    num_classes: int = 1000
-    embed_dim: int = 192
-    depth: int = 12
     num_heads: int = 4
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
@@ -49,13 +43,8 @@ class ToSTConfig(ModelConfig):
     use_pos: bool = True
     qk_scale: float | None = None
     norm_eps: float = 1e-6
-    drop_rate: float = 0.0
-    attn_drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
-    compat: str | None = None
 
-    COUNTS = ("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads")
-    SHARES = ("drop_rate", "attn_drop_rate", "drop_path_rate")
+    WHOLE = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -64,10 +53,6 @@ class ToSTConfig(ModelConfig):
         check_positive_number("ToSTConfig", "mlp_ratio", self.mlp_ratio)
         if self.qk_scale is not None:
             check_positive_number("ToSTConfig", "qk_scale", self.qk_scale)
-        if self.compat is not None:
-            check_choice("ToSTConfig", "compat", self.compat, ("official",))
-        if self.embed_dim % self.num_heads:
-            raise ValueError(f"ToSTConfig: embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}.")
 
     @classmethod
     def tiny_12(cls, **changes: Any) -> Self:
@@ -190,7 +175,7 @@ class ClassAttentionBlock(nn.Module):
 
 
 @final
-class ToST(Model):
+class ToST(ImageModel):
     r"""ToST: convolutional stem, Fourier positions, blocks of TSSA and MLP on patches, then class attention.
 
     In code
@@ -213,11 +198,11 @@ class ToST(Model):
 
     config_class = ToSTConfig
     config: ToSTConfig
+    class_tokens = 0
 
     def __init__(self, config: ModelConfig | None = None, **changes: Any) -> None:
         super().__init__(config, **changes)
         c = self.config
-        self.patch = pair(c.patch_size)
         hidden = round(c.embed_dim * c.mlp_ratio)
         self.stem, self.positions = ConvStem(c.in_chans, c.embed_dim, self.patch), FourierPositions(c.embed_dim)
         self.class_token = nn.Parameter(0.02 * torch.randn(1, 1, c.embed_dim))
@@ -248,7 +233,7 @@ class ToST(Model):
             for _ in range(c.class_layers)
         )
         self.norm = nn.LayerNorm(c.embed_dim, eps=c.norm_eps)
-        self.head = nn.Linear(c.embed_dim, c.num_classes) if c.num_classes else nn.Identity()
+        self.head = self._scores()
         self.apply(truncated_normal_)
 
     def _attention(self) -> TSSA:
@@ -282,25 +267,8 @@ class ToST(Model):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """All tokens after class attention, normalised, the class token first."""
-        x, grid = self.embed(x)
-        for block in self.blocks:
-            x = self._run(block, x, grid)
+        x = self._through_blocks(x)
         x = torch.cat((self.class_token.expand(x.shape[0], -1, -1), x), dim=1)
         for block in self.class_blocks:
             x = self._run(block, x)
         return self.norm(x)
-
-    def forward_head(self, x: Tensor) -> Tensor:
-        """Class scores from the tokens of :meth:`forward_features`."""
-        return self.head(x[:, 0])
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Class scores ``(batch, num_classes)`` of images ``(batch, in_chans, H, W)``."""
-        return self.forward_head(self.forward_features(x))
-
-    def stages(self, x: Tensor) -> Iterator[Stage]:
-        """Every block of TSSA with the patch tokens that enter it."""
-        x, grid = self.embed(x)
-        for number, block in enumerate(self.blocks):
-            yield Stage(f"block {number}", block, x, grid, 0)
-            x = block(x, grid)

@@ -17,8 +17,9 @@ __all__ = ["ViT", "ViTConfig"]
 @final
 @dataclass(frozen=True)
 class ViTConfig(BlackBoxConfig):
-    """ViT's sizes (arXiv 2010.11929 and 2012.12877): T, S, B, L; fields as for BlackBoxConfig.
+    """ViT's sizes (arXiv 2010.11929 and 2012.12877): T, S, B, L with 5.72, 22.05, 86.57 and 304.33 million parameters.
 
+    Fields as for BlackBoxConfig.
     distilled: DeiT's second token and head; the scores of both are averaged.
 
     >>> ViTConfig.small().embed_dim
@@ -26,26 +27,6 @@ class ViTConfig(BlackBoxConfig):
     """
 
     distilled: bool = False
-
-    @classmethod
-    def tiny(cls, **changes: Any) -> Self:
-        """D = 192, 12 blocks, 3 heads: 5.72 million parameters at 224 pixels."""
-        return cls(**{"embed_dim": 192, "depth": 12, "num_heads": 3, **changes})
-
-    @classmethod
-    def small(cls, **changes: Any) -> Self:
-        """D = 384, 12 blocks, 6 heads: 22.05 million parameters at 224 pixels."""
-        return cls(**{"embed_dim": 384, "depth": 12, "num_heads": 6, **changes})
-
-    @classmethod
-    def base(cls, **changes: Any) -> Self:
-        """D = 768, 12 blocks, 12 heads: 86.57 million parameters at 224 pixels."""
-        return cls(**{"embed_dim": 768, "depth": 12, "num_heads": 12, **changes})
-
-    @classmethod
-    def large(cls, **changes: Any) -> Self:
-        """D = 1024, 24 blocks, 16 heads: 304.33 million parameters at 224 pixels."""
-        return cls(**{"embed_dim": 1024, "depth": 24, "num_heads": 16, **changes})
 
     @classmethod
     def encoder(cls, size: str, **changes: Any) -> Self:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +23,8 @@ from ..layers.softmax import SoftmaxAttention
 from ..layers.tssa import TSSA
 from ..representatives import GridPool, OfficialGridPool, Representatives
 from ..subspace import SubspaceLayer
-from .base import Model, ModelConfig, Stage, pair
+from .base import ModelConfig
+from .image import ImageConfig, ImageModel
 from .parts import LinearStem, Positions, check_image
 
 __all__ = ["ATTENTIONS", "WhiteBox", "WhiteBoxConfig", "make_attention", "pool_of", "published_start_"]
@@ -34,7 +34,7 @@ ATTENTIONS = ("mssa", "cbsa", "tssa", "softmax", "agent", "mita")
 
 
 @dataclass(frozen=True)
-class WhiteBoxConfig(ModelConfig):
+class WhiteBoxConfig(ImageConfig):
     """Sizes and options of CRATE and CBT.
 
     img_size: of the images that positions are made for; others are resized to. embed_dim: d. head_dim: p, d/heads by
@@ -46,12 +46,7 @@ class WhiteBoxConfig(ModelConfig):
     images need not be whole patches.
     """
 
-    img_size: int | tuple[int, int] = 224
-    patch_size: int | tuple[int, int] = 16
-    in_chans: int = 3
-    num_classes: int = 1000
     embed_dim: int = 384
-    depth: int = 12
     num_heads: int = 6
     head_dim: int | None = None
     form: str = "softmax"
@@ -61,37 +56,15 @@ class WhiteBoxConfig(ModelConfig):
     ista_step: float = 0.1
     ista_weight: float = 0.1
     global_pool: str = "token"
-    drop_rate: float = 0.0
-    attn_drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
-    compat: str | None = None
-
-    COUNTS = ("img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads")
-    SHARES = ("drop_rate", "attn_drop_rate", "drop_path_rate")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         owner = type(self).__name__
         check_choice(owner, "form", self.form, ("softmax", "exact"))
         check_choice(owner, "global_pool", self.global_pool, ("token", "avg"))
-        if self.compat is not None:
-            check_choice(owner, "compat", self.compat, ("official",))
-        if self.head_dim is None and self.embed_dim % self.num_heads:
-            raise ValueError(
-                f"{owner}: embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}; give head_dim."
-            )
-        (height, width), (high, wide) = pair(self.img_size), pair(self.patch_size)
-        if height % high or width % wide:
-            raise ValueError(f"{owner}: img_size {height} × {width} is not whole patches of {high} × {wide}.")
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches of an image of ``img_size``."""
-        (height, width), (high, wide) = pair(self.img_size), pair(self.patch_size)
-        return height // high, width // wide
 
 
-class WhiteBox(Model, abc.ABC):
+class WhiteBox(ImageModel, abc.ABC):
     """Stem, class token and positions, blocks ``x + attention(LN(x))`` then ``ISTA(LN(·))``, head; see CRATE and CBT."""
 
     config: WhiteBoxConfig
@@ -100,7 +73,6 @@ class WhiteBox(Model, abc.ABC):
     def __init__(self, config: ModelConfig | None = None, **changes: Any) -> None:
         super().__init__(config, **changes)
         c = self.config
-        self.patch = pair(c.patch_size)
         self.stem = self._stem()
         resize = "slice" if c.compat else "bicubic"
         self.positions = Positions(c.embed_dim, c.grid, resize=resize, std=1.0)
@@ -115,7 +87,7 @@ class WhiteBox(Model, abc.ABC):
             for index in range(c.depth)
         )
         self.head_norm = nn.LayerNorm(c.embed_dim)
-        self.head = nn.Linear(c.embed_dim, c.num_classes) if c.num_classes else nn.Identity()
+        self.head = self._scores()
 
     @abc.abstractmethod
     def _stem(self) -> nn.Module:
@@ -134,26 +106,12 @@ class WhiteBox(Model, abc.ABC):
 
     def forward_features(self, x: Tensor) -> Tensor:
         """All tokens after the last block, ``(batch, 1 + patches, embed_dim)``."""
-        x, grid = self.embed(x)
-        for block in self.blocks:
-            x = self._run(block, x, grid)
-        return x
+        return self._through_blocks(x)
 
     def forward_head(self, x: Tensor) -> Tensor:
         """Class scores from the tokens of :meth:`forward_features`."""
         pooled = x[:, 0] if self.config.global_pool == "token" else x.mean(1)
         return self.head(self.head_norm(pooled))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Class scores ``(batch, num_classes)`` of images ``(batch, in_chans, H, W)``."""
-        return self.forward_head(self.forward_features(x))
-
-    def stages(self, x: Tensor) -> Iterator[Stage]:
-        """Every block with the tokens that enter it."""
-        x, grid = self.embed(x)
-        for number, block in enumerate(self.blocks):
-            yield Stage(f"block {number}", block, x, grid)
-            x = block(x, grid)
 
 
 def make_attention(
