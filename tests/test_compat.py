@@ -486,7 +486,7 @@ EXAMPLES = {
     "mita-deit with gates": Example(
         "mita-deit",
         vit(17, "3 2 2", GATED, depth=1),
-        {"num_heads": 2, "pool_size": 2},
+        {"num_heads": 2, "pool_size": 2, "attn_drop_rate": 0.1},  # dropped nowhere there
         (2, 3, 8, 8),
         lambda image, s: N.released_vit(image, s, 2, 1e-6, (8, 8), lambda X, t: R.released_mita(X, t, 2, 2, 4)),
     ),

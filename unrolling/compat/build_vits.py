@@ -109,6 +109,8 @@ def mita_deit(w: Weights, options: Options) -> nn.Module:
     top = options.count("kv_topk", default=pool)
     routes = options.count("router_topk", default=1)
     sizes = _deit_common(w, options, 1)
+    if not agents:
+        options.without_effect("attn_drop_rate")
     return MiTADeiT(
         MiTADeiTConfig(
             **sizes,
