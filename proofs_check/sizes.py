@@ -93,7 +93,7 @@ SIZES: tuple[Size, ...] = (
     Size("vit-tiny", 5_717_416, source="timm's ViT, adapted in MiTA's and CBSA's code"),
     Size("vit-small", 22_050_664, source="timm's ViT, adapted in MiTA's and CBSA's code"),
     Size("vit-base", 86_567_656, source="timm's ViT, adapted in CBSA's code"),
-    Size("vit-large", None, source="ViT, arXiv 2010.11929"),
+    Size("vit-large", 304_326_632, source="timm's ViT, as in ViT, arXiv 2010.11929"),
     Size("mita-deit-tiny", 5_717_416, "5.7M", "1.1G", source=MITA, says=REUSED),
     Size("mita-deit-tiny-dwc", 5_740_456, "5.7M", "1.1G", source=MITA, says=REUSED),
     Size("mita-deit-tiny-dwc-gate", 6_185_128, source=f"{MITA}, released code"),
