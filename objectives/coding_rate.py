@@ -66,6 +66,12 @@ class CodingRate(Objective):
         check_tokens("CodingRate", x)
         return rate_gradient(x, self.beta(x))
 
+    def value_and_gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """R(x) and ∇R by one factorisation: about two products ``xᵀx`` in all."""
+        check_tokens("CodingRate", x)
+        beta = self.beta(x)
+        return _value_and_gradient(x, beta)
+
     def lipschitz(self, x: Tensor) -> Tensor:
         """L = β, everywhere."""
         return torch.as_tensor(self.beta(x), dtype=x.dtype, device=x.device)
@@ -187,22 +193,43 @@ class ChannelRate(Objective):
         return self.beta(x) * head_bound(self.U, self.weights, self.orthonormal)
 
 
+TALL = 4
+"""Rows a column from which one product with the small inverse is faster than two triangular solves for every row."""
+
+
 def rate(w: Tensor, beta: float | Tensor) -> Tensor:
     """``½ logdet(I + β wᵀw)`` on the smaller side; w ``(..., rows, columns)``, returns ``(...)``."""
-    factor, _ = _factor(w, beta)
-    return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    return _half_logdet(_factor(w, beta)[0])
 
 
 def rate_gradient(w: Tensor, beta: float | Tensor) -> Tensor:
-    """``β w (I + β wᵀw)⁻¹ = β (I + β w wᵀ)⁻¹ w`` on the smaller side, by two triangular solves."""
-    factor, by_rows = _factor(w, beta)
+    """``β w (I + β wᵀw)⁻¹ = β (I + β w wᵀ)⁻¹ w`` on the smaller side."""
+    return _divided(w, beta, *_factor(w, beta))
+
+
+def _value_and_gradient(w: Tensor, beta: float | Tensor) -> tuple[Tensor, Tensor]:
+    found = _factor(w, beta)
+    return _half_logdet(found[0]), _divided(w, beta, *found)
+
+
+def _half_logdet(factor: Tensor) -> Tensor:
+    return factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+
+def _divided(w: Tensor, beta: float | Tensor, factor: Tensor, by_rows: bool, squared: bool) -> Tensor:
+    """``β w (L Lᵀ)⁻¹``. For many rows by the inverse: the Gram matrix's own rounding is amplified as much as its error.
+
+    A factor that was found without squaring deserves the more accurate triangular solves.
+    """
     if by_rows:
         return beta * torch.cholesky_solve(w, factor)
+    if squared and w.shape[-2] >= TALL * w.shape[-1]:
+        return w @ (beta * torch.cholesky_inverse(factor))
     return beta * torch.cholesky_solve(w.mT, factor).mT
 
 
-def _factor(w: Tensor, beta: float | Tensor) -> tuple[Tensor, bool]:
-    """Lower triangular L with ``L Lᵀ = I + β G``, G the smaller Gram matrix, and whether that is ``w wᵀ``."""
+def _factor(w: Tensor, beta: float | Tensor) -> tuple[Tensor, bool, bool]:
+    """Lower triangular L with ``L Lᵀ = I + β G``, G the smaller Gram matrix; whether that is ``w wᵀ``, and was formed."""
     by_rows = w.shape[-2] < w.shape[-1]
     tall = w.mT if by_rows else w
     gram = beta * (tall.mT @ tall)
@@ -211,7 +238,8 @@ def _factor(w: Tensor, beta: float | Tensor) -> tuple[Tensor, bool]:
     largest = gram.detach().diagonal(dim1=-2, dim2=-1).amax(-1)
     smallest = factor.detach().diagonal(dim1=-2, dim2=-1).square().amin(-1)
     trusted = (info == 0) & (largest * torch.finfo(gram.dtype).eps ** 0.5 <= smallest)
-    if not bool(trusted.all()):
+    squared = bool(trusted.all())
+    if not squared:
         # Every squared pivot is at least 1, but rounding moves it by eps β‖w‖²: with tokens of low rank and large β‖w‖²
         # it is noise, negative or, worse, positive. The triangular factor of [√β w; I] is the same matrix, computed
         # without squaring the condition number.
@@ -219,7 +247,7 @@ def _factor(w: Tensor, beta: float | Tensor) -> tuple[Tensor, bool]:
         stacked = torch.cat([root * tall, identity.expand(*tall.shape[:-2], *identity.shape)], dim=-2)
         upper = torch.linalg.qr(stacked).R
         factor = (upper * upper.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-1)).mT
-    return factor, by_rows
+    return factor, by_rows, squared
 
 
 def weigh(per_head: Tensor, weights: Tensor | None) -> Tensor:

@@ -56,6 +56,7 @@ PAPERS = {
     FAST: ("kernel_regression", "softmax", "mita", "agent"),
     "Energies: Hopfield, Energy Transformer": ("softmax_energy", "hopfield", "symmetric", "energy_transformer"),
     "AoT": ("subspace_denoising", "aot"),
+    "Fast paths": ("kernels",),
     NETWORKS: ("models",),
     "Released weights": ("compat",),
 }

@@ -8,7 +8,7 @@ if not hasattr(_objectives, "SubspaceCodingRate"):
         "of that name. Rename that file, or use a virtual environment of its own for attention-as-descent."
     )
 
-from . import adapt, compat, models, plots
+from . import adapt, compat, kernels, models, plots
 from .base import UnrolledLayer
 from .fast_weights import (
     FAST_WEIGHTS,
@@ -22,6 +22,8 @@ from .fast_weights import (
     taxonomy,
     top_k_attention,
 )
+from .kernels.mita import merge_attention, mita
+from .kernels.tiles import top_indices
 from .layers.agent import AgentAttention, AgentBias
 from .layers.aot import AoT
 from .layers.cbsa import CBSA
@@ -29,7 +31,7 @@ from .layers.crate import CRATEBlock
 from .layers.depict import MSCA, DepictDecoder, DepictRecord
 from .layers.energy_transformer import EnergyTransformer
 from .layers.ista import ISTA, OvercompleteISTA
-from .layers.mita import MiTA, merge_attention, mita, top_indices
+from .layers.mita import MiTA
 from .layers.mssa import MSSA
 from .layers.redunet import ReduNet
 from .layers.softmax import SoftmaxAttention
@@ -110,6 +112,7 @@ __all__ = [
     "compat",
     "compressed_block_attention",
     "full_attention",
+    "kernels",
     "linear_attention",
     "merge_attention",
     "mita",

@@ -6,16 +6,26 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .kernels.choice import PLAIN
+
 __all__ = ["attend"]
 
 SMALL, AFFORDABLE = 1 << 16, 1 << 21
 """Scores a head up to which the plain formula is as fast, and up to which its memory is no matter."""
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = None, dropout: float = 0.0) -> Tensor:
-    """``softmax(scale q kᵀ + bias) v``, by ``scaled_dot_product_attention`` or the plain formula.
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    bias: Tensor | None = None,
+    dropout: float = 0.0,
+    kernel: str = "auto",
+) -> Tensor:
+    """``softmax(scale q kᵀ + bias) v``, by ``scaled_dot_product_attention`` ("fast") or the plain formula ("plain").
 
-    On a CPU torch's fused kernel trades accuracy of its gradients for speed: 5e-6 of their largest entry in single
+    "auto": on a CPU torch's fused kernel trades accuracy of its gradients for speed: 5e-6 of their largest entry in single
     precision, where the plain formula has 1e-6. With gradients, and for few tokens, the formula is taken there.
 
     Shapes
@@ -26,7 +36,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, scale: float, bias: Tensor | None = 
     """
     scores = q.shape[-2] * k.shape[-2]
     learning = torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)
-    if q.device.type == "cpu" and scores <= (AFFORDABLE if learning else SMALL):
+    small = q.device.type == "cpu" and scores <= (AFFORDABLE if learning else SMALL)
+    if kernel == PLAIN or (kernel == "auto" and small):
         products = scale * (q @ k.mT)
         weights = torch.softmax(products if bias is None else products + bias, dim=-1)
         return F.dropout(weights, dropout) @ v if dropout else weights @ v

@@ -14,6 +14,7 @@ from objectives import KernelRegression
 
 from .base import UnrolledLayer, hold
 from .errors import check_choice, check_count, check_positive_number, check_share, check_tokens_for
+from .kernels.choice import check_path
 from .rms_norm import RMSNorm
 from .rotary import GridRotary
 
@@ -34,6 +35,7 @@ class AttentionOptions(TypedDict, total=False):
     scale_norm: bool
     dropout: float
     output_dropout: float
+    kernel: str
 
 
 class AttentionLayer(UnrolledLayer, abc.ABC):
@@ -67,6 +69,7 @@ class AttentionLayer(UnrolledLayer, abc.ABC):
         scale_norm: bool = False,
         dropout: float = 0.0,
         output_dropout: float = 0.0,
+        kernel: str = "auto",
     ) -> None:
         super().__init__()
         owner = type(self).__name__
@@ -94,6 +97,8 @@ class AttentionLayer(UnrolledLayer, abc.ABC):
             check_choice(owner, "qk_norm", qk_norm, ("layer", "rms"))
         self.dim, self.heads, self.head_dim, self.class_tokens = dim, heads, head_dim, class_tokens
         self.register_tokens = register_tokens
+        check_path(owner, kernel)
+        self.kernel = kernel
         self.projections, self.dropout, self.output_dropout = projections, float(dropout), float(output_dropout)
         self.scale = head_dim**-0.5 if scale is None else float(scale)
         inner = heads * head_dim

@@ -15,7 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .errors import check_count
-from .layers.mita import mita, top_indices
+from .kernels.mita import mita
+from .kernels.tiles import top_indices
 
 __all__ = [
     "FAST_WEIGHTS",
@@ -154,7 +155,7 @@ def taxonomy(m: int = 4, k: int = 6, n: int = 8, s: int = 1) -> tuple[FastWeight
         return F.adaptive_avg_pool1d(torch.eye(q.shape[-2], dtype=q.dtype, device=q.device), m).mT
 
     def run_mita(q: Tensor, key: Tensor, v: Tensor) -> Tensor:
-        return mita(q, key, v, strided(q), keys_per_expert=k, experts_per_query=s)
+        return mita(q, key, v, strided(q), keys_per_expert=k, experts_per_query=s, kernel="plain")
 
     def scale(q: Tensor) -> float:
         return q.shape[-1] ** -0.5

@@ -31,6 +31,9 @@ class Representatives(nn.Module, abc.ABC):
     softmax_extraction: ClassVar[bool] = True
     """Whether ``initial`` feeds P = softmax(s Q_ini Wᵀ). The others (all tokens, SVD, axes) need no softmax."""
 
+    pools: ClassVar[bool] = False
+    """Whether ``initial`` is a function of each head's tokens by itself, with nothing learned in it."""
+
     token_count: int | None = None
     count: int | None = None
     """The number of representatives, where the tokens do not decide it."""
@@ -60,6 +63,8 @@ class GridPool(Representatives):
         ValueError if rows × columns is not the number of patch tokens, or no grid was given.
     """
 
+    pools = True
+
     def __init__(self, size: tuple[int, int] = (8, 8), grid: tuple[int, int] | None = None) -> None:
         super().__init__()
         for name, value in (("size", size), ("grid", grid)):
@@ -84,9 +89,7 @@ class GridPool(Representatives):
                 f"GridPool: grid {grid[0]} × {grid[1]} = {grid[0] * grid[1]}, but there are {patches.shape[-2]} patch tokens"
                 f" ({w.shape[-2]} tokens less {class_tokens} class tokens)."
             )
-        image = patches.mT.reshape(-1, w.shape[-1], *grid)
-        pooled = F.adaptive_avg_pool2d(image, self.size).flatten(-2).mT
-        return pooled.reshape(*w.shape[:-2], -1, w.shape[-1])
+        return _pooled(patches, grid, self.size)
 
     def extra_repr(self) -> str:
         """Sizes."""
@@ -97,6 +100,8 @@ class GridPool(Representatives):
 class SequencePool(Representatives):
     """One-dimensional adaptive average pooling of the patch tokens to ``count`` representatives."""
 
+    pools = True
+
     def __init__(self, count: int) -> None:
         super().__init__()
         check_count("SequencePool", "count", count)
@@ -105,8 +110,7 @@ class SequencePool(Representatives):
     def initial(self, w: Tensor, class_tokens: int, grid: tuple[int, int] | None) -> Tensor:
         """The averages of consecutive tokens over the bins."""
         patches = _patches("SequencePool", w, class_tokens)
-        pooled = F.adaptive_avg_pool1d(patches.mT.reshape(-1, w.shape[-1], patches.shape[-2]), self.length).mT
-        return pooled.reshape(*w.shape[:-2], self.length, w.shape[-1])
+        return _pooled(patches, (1, patches.shape[-2]), (1, self.length))
 
     def extra_repr(self) -> str:
         """Size."""
@@ -136,6 +140,8 @@ class LearnedQueries(Representatives):
 @final
 class Strided(Representatives):
     """Every ``stride``-th patch token is an initial representative."""
+
+    pools = True
 
     def __init__(self, stride: int) -> None:
         super().__init__()
@@ -192,6 +198,8 @@ class OfficialGridPool(Representatives):
         ValueError where none of them leaves a square.
     """
 
+    pools = True
+
     def __init__(
         self, size: tuple[int, int] = (8, 8), dropped: tuple[int, ...] = (1,), *, leading: bool = False
     ) -> None:
@@ -218,6 +226,21 @@ class OfficialGridPool(Representatives):
     def extra_repr(self) -> str:
         """Sizes."""
         return f"size={self.size}, dropped={self.dropped}" + (", leading" if self.leading else "")
+
+
+def _pooled(patches: Tensor, grid: tuple[int, int], size: tuple[int, int]) -> Tensor:
+    """Adaptive average pooling of tokens ``(..., heads, tokens, p)`` that lie on a grid.
+
+    Where the bins are equal it is two sums over the tokens as they lie in memory: torch's own pooling would first copy
+    them channel by channel, and take longer for that than the layer takes for the rest.
+    """
+    bins = [cells // count for cells, count in zip(grid, size, strict=True)]
+    if grid == (bins[0] * size[0], bins[1] * size[1]) and patches.ndim >= 3:
+        joint = patches.transpose(-3, -2).unflatten(-3, (size[0], bins[0], size[1], bins[1]))
+        return (joint.sum(-5).sum(-3) / (bins[0] * bins[1])).flatten(-4, -3).transpose(-3, -2)
+    image = patches.mT.reshape(-1, patches.shape[-1], *grid)
+    pooled = F.adaptive_avg_pool2d(image, size).flatten(-2).mT
+    return pooled.reshape(*patches.shape[:-2], -1, patches.shape[-1])
 
 
 def _patches(owner: str, w: Tensor, class_tokens: int) -> Tensor:

@@ -12,6 +12,7 @@ from objectives import Objective
 
 from .base import UnrolledLayer, hold
 from .errors import check_choice, check_count, check_input, check_sizes, step_in_certificate
+from .kernels.choice import check_path
 from .orthonormal import OrthonormalColumns
 
 __all__ = ["SubspaceLayer", "contract", "per_head"]
@@ -47,6 +48,7 @@ class SubspaceLayer(UnrolledLayer, abc.ABC):
         residual: bool = True,
         projected: bool = True,
         coordinate_bias: bool = False,
+        kernel: str = "auto",
     ) -> None:
         super().__init__()
         owner = self._owner = type(self).__name__  # a parametrization renames the class
@@ -72,6 +74,8 @@ class SubspaceLayer(UnrolledLayer, abc.ABC):
         self.scale = head_dim**-0.5 if scale is None else float(scale)
         self.certified, self.tied, self.per_head_step = certified, tied, per_head_step
         self.residual, self.projected = residual, projected
+        check_path(owner, kernel)
+        self.kernel = kernel
         self._init_basis(basis, U)
         self.basis_bias = nn.Parameter(torch.zeros_like(self.basis[0])) if coordinate_bias else None
         self._init_output(output_bias)

@@ -20,6 +20,7 @@ from . import (
     hopfield,
     ista,
     kernel_regression,
+    kernels,
     mita,
     models,
     mssa,
@@ -63,6 +64,7 @@ CLAIMS: tuple[Claim, ...] = (
     *mita.CLAIMS,
     *models.CLAIMS,
     *agent.CLAIMS,
+    *kernels.CLAIMS,
     *compat.CLAIMS,
     *compat_networks.CLAIMS,
 )

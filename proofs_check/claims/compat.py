@@ -179,11 +179,15 @@ def compat_claim(
 
 
 def _memberships_over_tokens(module: Any, drawn: Drawn) -> None:
-    def shares(w: Tensor) -> Tensor:
-        squares = w.square() / w.square().sum(-2, keepdim=True)
-        return torch.softmax(module.temperature.unsqueeze(-1) * squares.sum(-1), dim=-1)
+    def update(x: Tensor) -> Tensor:
+        w, how = module._coordinates(x, module.basis), module._how()
+        squares = w.square()
+        lengths = (squares / squares.sum(-2, keepdim=True)).sum(-1)
+        Pi = torch.softmax(module.temperature.unsqueeze(-1) * lengths, dim=-1).unsqueeze(-1)
+        moments = (Pi * squares).sum(-2, keepdim=True) / (Pi.sum(-2, keepdim=True) + how.offset)
+        return module._back(-module.step * how.factor(w.shape[-2]) * Pi * w / (1 + how.rate * moments), module.basis)
 
-    module._shares = shares
+    module.update = update
 
 
 def _steps_exchanged(module: Any, drawn: Drawn) -> None:

@@ -159,7 +159,7 @@ def _limit(name: str, statement: str, equation: str, **more: Any) -> Claim:
         kind="identity",
         domain=cases(batches=(0,), kinds=("gaussian",)),
         structured=tuple(dataclasses.replace(case, batch=0) for case in SEEDED),
-        code=more.pop("code", ("unrolling.layers.mita:mita",)),
+        code=more.pop("code", ("unrolling.kernels.mita:mita",)),
         real=False,
         **more,
     )
@@ -237,7 +237,7 @@ CLAIMS = (
         measure=choice_measure("selection", "keys_per_expert"),
         mutants=named(**choice_mutants("selection")),
         structured=SEEDED,
-        code=("unrolling.layers.mita:MiTA", "unrolling.layers.mita:top_indices"),
+        code=("unrolling.layers.mita:MiTA", "unrolling.kernels.tiles:top_indices"),
     ),
     Claim(
         id="mita.routing",
@@ -251,7 +251,7 @@ CLAIMS = (
         measure=choice_measure("routing", "experts_per_query"),
         mutants=named(**choice_mutants("routing")),
         structured=SEEDED,
-        code=("unrolling.layers.mita:MiTA", "unrolling.layers.mita:top_indices"),
+        code=("unrolling.layers.mita:MiTA", "unrolling.kernels.tiles:top_indices"),
     ),
     Claim(
         id="mita.step.exact",
@@ -291,7 +291,7 @@ CLAIMS = (
         r" [V_1, V_2]\,\mathrm{softmax}([x_1; x_2])$",
         subject=lambda case, A, V, B, W: merged(A, V, B, W),
         measure=merge_value_measure,
-        code=("unrolling.layers.mita:merge_attention",),
+        code=("unrolling.kernels.mita:merge_attention",),
         mutants=named(
             equal_shares=lambda case, A, V, B, W: 0.5 * (torch.softmax(A, -1) @ V + torch.softmax(B, -1) @ W),
             added=lambda case, A, V, B, W: torch.softmax(A, -1) @ V + torch.softmax(B, -1) @ W,
@@ -311,7 +311,7 @@ CLAIMS = (
         r"$\partial \langle g, o\rangle / \partial x_j = a_j\, g^\top (v_j - o)$",
         subject=gradient_of_merge(),
         measure=merge_gradient_measure,
-        code=("unrolling.layers.mita:merge_attention",),
+        code=("unrolling.kernels.mita:merge_attention",),
         mutants=named(
             not_through_the_log_sum_exps=gradient_of_merge("lse"),
             not_through_the_outputs=gradient_of_merge("output"),
@@ -340,7 +340,7 @@ CLAIMS = (
             all_NaN=lambda case, delta, sigma, largest: delta * float("nan"),
         ),
         structured=SEEDED,
-        code=("unrolling.layers.mita:mita",),
+        code=("unrolling.kernels.mita:mita",),
         real=False,
     ),
     Claim(
@@ -367,7 +367,7 @@ CLAIMS = (
             Case(tokens=2, heads=1, head_dim=1, m=1),
             Case(tokens=3, heads=1, head_dim=1, m=2, seed=7),
         ),
-        code=("unrolling.layers.mita:mita",),
+        code=("unrolling.kernels.mita:mita",),
         correction="With δ = 0, all keys selected, the landmark pairs still change the average, and so does counting some keys"
         " twice. True is 2 max(δ, σ) max‖v‖ with every key counted once (mita.error.bound); 2δ max‖v‖ without landmarks.",
         real=False,
@@ -439,7 +439,7 @@ CLAIMS = (
             top_k_attention=lambda case, q, k, v, r: top_k_attention(q, k, v, keys_of(case), case.softmax_scale),
         ),
         structured=(Case(tokens=2, heads=1, m=1, seed=128), Case(tokens=3, heads=1, m=1, seed=76)),
-        code=("unrolling.layers.mita:mita",),
+        code=("unrolling.kernels.mita:mita",),
         correction="A longer query nearby has the larger product: a query is routed to itself for sure only where all norms"
         " are equal (mita.limits.top_k), or where routing is by distance.",
         real=False,

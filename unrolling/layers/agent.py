@@ -164,8 +164,9 @@ class AgentAttention(AttentionLayer):
     def _read(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int] | None, x: Tensor) -> Tensor:
         drop = self.dropout if self.training else 0.0
         readers, agents = self._broadcast_pair(q, grid, x)
-        found = self._contract(attend(self._reading(agents), k, v, self.scale, self._bias_from(x, grid), drop))
-        return attend(readers, agents, found, self.scale, self._bias_to(x, grid), drop)
+        bias = self._bias_from(x, grid)
+        found = self._contract(attend(self._reading(agents), k, v, self.scale, bias, drop, self.kernel))
+        return attend(readers, agents, found, self.scale, self._bias_to(x, grid), drop, self.kernel)
 
     def _broadcast_pair(self, q: Tensor, grid: tuple[int, int] | None, x: Tensor) -> tuple[Tensor, Tensor]:
         """The queries that read the agents, and the agents pooled of them."""
@@ -178,7 +179,7 @@ class AgentAttention(AttentionLayer):
     def _contract(self, found: Tensor) -> Tensor:
         if not self.contraction:
             return found
-        return attend(found, found, found, self.scale)
+        return attend(found, found, found, self.scale, kernel=self.kernel)
 
     def _grid_of(self, x: Tensor, grid: tuple[int, int] | None) -> tuple[int, int]:
         bias = self.agent_bias

@@ -20,8 +20,10 @@ from objectives import (
 
 from ..attend import attend
 from ..errors import check_choice
+from ..kernels.cbsa import Pooling, contract_broadcast, extraction
+from ..kernels.mssa import contract_tokens
 from ..representatives import SVD, Axes, GridPool, OfficialGridPool, Representatives, Tokens
-from ..subspace import SubspaceLayer, contract, per_head
+from ..subspace import SubspaceLayer, per_head
 
 __all__ = ["CBSA"]
 
@@ -53,6 +55,7 @@ class CBSA(SubspaceLayer):
         keep_queries: representatives ``Q_ini + r_k P W`` in place of ``P W``, r_k learned for every head, drawn from N(0, 1)
         at first: no objective is known for it. compat="official": the released code, number for number: keep_queries
         with OfficialGridPool and a free output matrix (``from_official`` loads its weights).
+        kernel: "plain" stores P, "fast" computes it by blocks and again backward, "auto" chooses.
         form, step_size, residual and the others: as for :class:`unrolling.MSSA`; the agent form adds, like softmax.
     Cost
         multiply-adds ``2 N d² + 3 N m d + 2 m² d`` in the softmax form (table 1): linear in N
@@ -97,6 +100,7 @@ class CBSA(SubspaceLayer):
         residual: bool = True,
         keep_queries: bool = False,
         compat: str | None = None,
+        kernel: str = "auto",
     ) -> None:
         super().__init__(
             dim,
@@ -116,6 +120,7 @@ class CBSA(SubspaceLayer):
             class_tokens=class_tokens,
             U=U,
             residual=residual,
+            kernel=kernel,
         )
         self.representatives = GridPool() if representatives is None else representatives
         if isinstance(self.representatives, (SVD, Axes)) and form != "exact":
@@ -195,15 +200,34 @@ class CBSA(SubspaceLayer):
         kind = self.representatives
         if isinstance(kind, SVD):
             beta = 1.0 / self.epsilon**2
-            return -per_head(self.kappa(beta)) * contract(w, beta)
+            return -per_head(self.kappa(beta)) * contract_tokens(w, beta, self.kernel)
         if isinstance(kind, Axes):
             beta = 1.0 / self.epsilon**2
             return -per_head(self.kappa(beta)) * beta * w / (1.0 + beta * w.square().sum(-2, keepdim=True))
         if isinstance(kind, Tokens):
-            return per_head(self.kappa(self._bounds(w, None))) * self._contracted(w)
-        P = self._extract(w, grid)
-        q = self._gather(w, P, grid)
-        return per_head(self.kappa(self._bounds(w, P))) * (P.mT @ self._contracted(q))
+            return per_head(self.kappa(self._bounds(w))) * self._contracted(w, self.kernel)
+        initial = self._initial(w, grid)
+        kappa = per_head(self.kappa(self._bounds(w, initial)))
+        if not self.keep_queries:
+            return contract_broadcast(
+                w, initial, lambda q, _, step: step * self._contracted(q), kappa, scale=self.scale, kernel=self.kernel
+            )
+        return contract_broadcast(
+            w,
+            initial,
+            lambda q, start, step, kept: step * self._contracted(start + kept * q),
+            kappa,
+            per_head(self.step_rep),
+            scale=self.scale,
+            kernel=self.kernel,
+        )
+
+    def _initial(self, w: Tensor, grid: tuple[int, int] | None) -> Tensor | Pooling:
+        """The initial representatives, or how to pool a head's tokens to them."""
+        kind = self.representatives
+        if kind.pools:
+            return lambda tokens: kind.initial(tokens, self.class_tokens, grid)
+        return kind.initial(w, self.class_tokens, grid)
 
     def _gather(self, w: Tensor, P: Tensor, grid: tuple[int, int] | None) -> Tensor:
         q = P @ w
@@ -240,24 +264,22 @@ class CBSA(SubspaceLayer):
         queries = self.representatives.initial(w, self.class_tokens, grid)
         return torch.softmax(self.scale * (queries @ w.mT), dim=-1)
 
-    def _contracted(self, q: Tensor) -> Tensor:
+    def _contracted(self, q: Tensor, kernel: str = "auto") -> Tensor:
         """The signed change of the representatives: −β Q (I + βQᵀQ)⁻¹, + softmax(s Q Qᵀ) Q, or + Q."""
         if self.form == "exact":
-            return -contract(q, self.head_dim / (q.shape[-2] * self.epsilon**2))
+            return -contract_tokens(q, self.head_dim / (q.shape[-2] * self.epsilon**2), kernel)
         if self.form == "softmax":
-            return attend(q, q, q, self.scale)
+            return attend(q, q, q, self.scale, kernel=kernel)
         return q
 
-    def _bounds(self, w: Tensor, P: Tensor | None) -> float | Tensor:
+    def _bounds(self, w: Tensor, initial: Tensor | Pooling | None = None) -> float | Tensor:
         """L of every head; used for certified steps only, so it is not computed for others."""
         if not self.certified:
             return 0.0
-        # ‖P‖₂² ≤ ‖P‖₁ ‖P‖_∞ = the largest column sum, rows summing to 1; and ≤ ‖P‖_F².
         norm: float | Tensor = 1.0
         q = w
-        if P is not None:
-            norm = torch.minimum(P.sum(-2).amax(-1), P.square().sum((-2, -1)))
-            q = P @ w
+        if initial is not None:
+            norm, q = extraction(w, initial, self.scale, self.kernel)
         if self.form == "exact":
             return norm * (self.head_dim / (q.shape[-2] * self.epsilon**2))
         return norm * self.scale * q.square().sum(-1).amax(-1) if self.form == "softmax" else norm
@@ -267,7 +289,7 @@ class CBSA(SubspaceLayer):
         if isinstance(self.representatives, (SVD, Axes)):
             return 1.0 / self.epsilon**2
         w = self._coordinates(x, self.basis)
-        return self._bounds(w, None if isinstance(self.representatives, Tokens) else self._extract(w, None))
+        return self._bounds(w, None if isinstance(self.representatives, Tokens) else self._initial(w, None))
 
     def _declare(self, x: Tensor, weights: Tensor | None) -> Objective:
         if self.compat is not None:

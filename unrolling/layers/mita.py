@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Unpack, final
 
 import torch
@@ -10,136 +9,11 @@ from torch import Tensor
 
 from ..attention import AttentionLayer, AttentionOptions
 from ..errors import check_count
+from ..kernels.mita import gathered, mita, of_experts
+from ..kernels.tiles import repeated, top_indices
 from ..representatives import GridPool, Representatives
 
-__all__ = ["MiTA", "merge_attention", "mita", "top_indices"]
-
-_CHUNK = 1 << 22
-"""Gathered numbers held at once: queries are taken in chunks, so that no tokens × (s k) × dim array is stored."""
-
-
-def mita(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    landmarks: Tensor,
-    *,
-    keys_per_expert: int = 25,
-    experts_per_query: int = 1,
-    shared: bool = True,
-    scale: float | None = None,
-    deduplicate: bool = False,
-    twice_scaled: bool = False,
-    experts: Tensor | None = None,
-    chunk: int | None = None,
-) -> Tensor:
-    """MiTA of given queries, keys, values and landmarks: the readable reference, in linear memory.
-
-    The shared expert holds the m pairs (landmark, ``softmax(s landmark Kᵀ) V``); routed expert i the
-    ``keys_per_expert`` keys with the largest product with landmark i; a query reads the experts of its
-    ``experts_per_query`` nearest landmarks, by the product. One softmax over all these pairs, here as two softmaxes
-    merged by their log-sum-exps.
-
-    Shapes
-        q ``(..., queries, p)``, k ``(..., tokens, p)``, v ``(..., tokens, p')``, landmarks ``(..., m, p)``; returns
-        ``(..., queries, p')``
-    Parameters
-        keys_per_expert: at most the number of tokens is taken; 0 leaves the shared expert alone, which is agent attention.
-        experts_per_query: at most m. deduplicate: a key in several of a query's experts counts once instead of, as in the
-        paper, once for each. twice_scaled: the released code's ``s² q·landmark`` for the shared expert's scores.
-        experts: the keys of every expert ``(..., m, k)``, where the landmarks do not choose them (blocks, say).
-        chunk: queries at once; by default what fits.
-    Ties
-        among equal products the lower index wins.
-    """
-    check_count("mita", "keys_per_expert", keys_per_expert, 0)
-    check_count("mita", "experts_per_query", experts_per_query)
-    if not shared and keys_per_expert == 0 and experts is None:
-        raise ValueError("mita: with shared=False and keys_per_expert=0 a query has nothing to attend to.")
-    if q.shape[-1] != k.shape[-1] or landmarks.shape[-1] != k.shape[-1] or v.shape[-2] != k.shape[-2]:
-        raise ValueError(
-            f"mita: q {tuple(q.shape)}, k {tuple(k.shape)} and landmarks {tuple(landmarks.shape)} must share their last axis,"
-            f" k and v {tuple(v.shape)} their tokens."
-        )
-    s = q.shape[-1] ** -0.5 if scale is None else scale
-    leading = torch.broadcast_shapes(q.shape[:-2], k.shape[:-2], v.shape[:-2], landmarks.shape[:-2])
-    q, k, v, landmarks = (t.expand(*leading, *t.shape[-2:]) for t in (q, k, v, landmarks))
-    landmark_values = None
-    if shared or experts is None:
-        probes = landmarks @ k.mT
-        landmark_values = torch.softmax(s * probes, dim=-1) @ v if shared else None
-        experts = top_indices(probes, keys_per_expert) if experts is None else experts
-    chosen = experts.expand(*leading, *experts.shape[-2:])
-    width = min(experts_per_query, landmarks.shape[-2]) * chosen.shape[-1]
-    if chunk is None:
-        # The loop becomes part of a compiled graph, which then serves any batch.
-        counted = leading[-1:] if torch.compiler.is_compiling() else leading
-        chunk = max(1, _CHUNK // max(1, math.prod(counted) * width * (k.shape[-1] + v.shape[-1])))
-        chunk = q.shape[-2] if q.device.type == "meta" else chunk  # nothing is stored there
-    pieces = []
-    for queries in q.split(chunk, dim=-2):
-        nearness = queries @ landmarks.mT
-        parts = []
-        if landmark_values is not None:
-            parts.append(_read(s * nearness * (s if twice_scaled else 1.0), landmark_values))
-        if width:
-            index = _of_experts(chosen, top_indices(nearness, experts_per_query))
-            scores = s * (_gather(k, index) @ queries.unsqueeze(-1)).squeeze(-1)
-            if deduplicate:
-                scores = scores.masked_fill(repeated(index), -torch.inf)
-            parts.append(_read_own(scores, _gather(v, index)))
-        pieces.append(merge_attention(parts) if len(parts) > 1 else parts[0][0])
-    return torch.cat(pieces, dim=-2)
-
-
-def merge_attention(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Attention over the union of several sets of pairs, from each set's output and log-sum-exp of scores.
-
-    ``Σ_i softmax_i(lse_i) output_i``; gradients must flow through the log-sum-exps too.
-
-    Shapes
-        outputs ``(..., queries, p)``, log-sum-exps ``(..., queries)``
-    """
-    shares = torch.softmax(torch.stack([lse for _, lse in parts], dim=-1), dim=-1)
-    outputs = torch.stack([output for output, _ in parts], dim=-2)
-    return (shares.unsqueeze(-1) * outputs).sum(-2)
-
-
-def top_indices(scores: Tensor, count: int) -> Tensor:
-    """The indices of the ``count`` largest entries along the last axis, or of all; lower indices win ties."""
-    if count == 0:
-        return torch.empty(*scores.shape[:-1], 0, dtype=torch.int64, device=scores.device)
-    return torch.sort(scores.detach(), dim=-1, descending=True, stable=True).indices[..., :count]
-
-
-def repeated(index: Tensor) -> Tensor:
-    """True where an index stood earlier in its row already."""
-    ordered, order = torch.sort(index, dim=-1, stable=True)
-    again = torch.zeros_like(ordered, dtype=torch.bool)
-    again[..., 1:] = ordered[..., 1:] == ordered[..., :-1]
-    return torch.zeros_like(again).scatter(-1, order, again)
-
-
-def _read(scores: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention and its log-sum-exp, all queries reading the same values."""
-    return torch.softmax(scores, dim=-1) @ v, torch.logsumexp(scores, dim=-1)
-
-
-def _read_own(scores: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention and its log-sum-exp, every query reading values of its own ``(..., queries, pairs, p)``."""
-    return (torch.softmax(scores, dim=-1).unsqueeze(-2) @ v).squeeze(-2), torch.logsumexp(scores, dim=-1)
-
-
-def _of_experts(chosen: Tensor, experts: Tensor) -> Tensor:
-    """The keys of every query's experts: chosen ``(..., m, k)``, experts ``(..., queries, s)``."""
-    flat = experts.flatten(-2).unsqueeze(-1).expand(*experts.shape[:-2], -1, chosen.shape[-1])
-    return chosen.gather(-2, flat).unflatten(-2, experts.shape[-2:]).flatten(-2)
-
-
-def _gather(rows: Tensor, index: Tensor) -> Tensor:
-    """Rows ``(..., tokens, p)`` picked for every query: index ``(..., queries, pairs)``."""
-    flat = index.flatten(-2).unsqueeze(-1).expand(*index.shape[:-2], -1, rows.shape[-1])
-    return rows.gather(-2, flat).unflatten(-2, index.shape[-2:])
+__all__ = ["MiTA"]
 
 
 @final
@@ -173,7 +47,8 @@ class MiTA(AttentionLayer):
         landmarks: a strategy from :mod:`unrolling.representatives` that pools the queries; GridPool((5, 5)) by default.
         class_tokens: how many leading tokens stay out of the pooling. keys_per_expert, experts_per_query, shared,
         deduplicate, twice_scaled: as for :func:`unrolling.mita`. pool_before_norm: pool the queries before qk_norm and
-        rotary are applied to them. The others: as for SoftmaxAttention.
+        rotary are applied to them. kernel: "plain" gathers each query's keys, "fast" sorts queries by expert, "auto"
+        chooses. The others: as for SoftmaxAttention.
     Cost
         multiply-adds of matrix products ``4 N d² + 4 N m d + 2 N s k d``: the scores that route a query are those of the shared expert,
         so that the paper's count, with another N m d for routing, is not reached. Without the shared expert 2 N m d less.
@@ -265,6 +140,7 @@ class MiTA(AttentionLayer):
             scale=self.scale,
             deduplicate=self.deduplicate,
             twice_scaled=self.twice_scaled,
+            kernel=self.kernel,
         )
 
     def landmarks(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
@@ -291,8 +167,8 @@ class MiTA(AttentionLayer):
     def pairs(self, x: Tensor, grid: tuple[int, int] | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """One softmax over the landmark pairs and the routed pairs; values: the landmarks' before the tokens'."""
         q, marks = self.queries(x, grid), self.landmarks(x, grid)
-        m, index = marks.shape[-2], _of_experts(self.selection(x, grid), self.routing(x, grid))
-        scores = self.scale * (q.unsqueeze(-2) * _gather(self.keys(x, grid), index)).sum(-1)
+        m, index = marks.shape[-2], of_experts(self.selection(x, grid), self.routing(x, grid))
+        scores = self.scale * (q.unsqueeze(-2) * gathered(self.keys(x, grid), index)).sum(-1)
         if self.deduplicate:
             scores = scores.masked_fill(repeated(index), -torch.inf)
         if not self.shared:

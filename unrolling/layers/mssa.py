@@ -12,7 +12,8 @@ from objectives import Objective, SelfAttentionEnergy, SubspaceCodingRate
 
 from ..attend import attend
 from ..errors import check_share
-from ..subspace import SubspaceLayer, contract, per_head
+from ..kernels.mssa import contract_tokens
+from ..subspace import SubspaceLayer, per_head
 
 __all__ = ["MSSA"]
 
@@ -39,7 +40,8 @@ class MSSA(SubspaceLayer):
         training) or "free". class_tokens: accepted and without effect here, since every token attends to all.
         residual=False: return the update alone, as published modules do whose blocks add the residual. dropout: of the
         attention weights, and behind a free output matrix, while training, softmax form only. projected=False: no output
-        matrix at all.
+        matrix at all. kernel: "plain" solves for every token, or stores the weights; "fast" inverts the p × p side once, or
+        calls ``scaled_dot_product_attention``; "auto" chooses.
     Source
         CRATE, arXiv 2306.01129, eq. 11 (exact step), eq. 12 to 14 (MSSA)
     Symbols
@@ -78,6 +80,7 @@ class MSSA(SubspaceLayer):
         residual: bool = True,
         projected: bool = True,
         dropout: float = 0.0,
+        kernel: str = "auto",
     ) -> None:
         super().__init__(
             dim,
@@ -98,6 +101,7 @@ class MSSA(SubspaceLayer):
             U=U,
             residual=residual,
             projected=projected,
+            kernel=kernel,
         )
         check_share("MSSA", "dropout", dropout)
         if dropout and form != "softmax":
@@ -124,9 +128,9 @@ class MSSA(SubspaceLayer):
             q = w
         kappa = per_head(self.kappa(self._bounds(w)))
         if self.form == "exact":
-            return self._back(-kappa * contract(w, self._beta(w)), basis)
+            return self._back(-kappa * contract_tokens(w, self._beta(w), self.kernel), basis)
         drop = self.dropout if self.training else 0.0
-        read = attend(q, w, w, self.scale, dropout=drop)
+        read = attend(q, w, w, self.scale, dropout=drop, kernel=self.kernel)
         moved = self._back(kappa * read, basis)
         return moved if self.tied else F.dropout(moved, drop)
 

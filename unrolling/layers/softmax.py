@@ -37,7 +37,7 @@ class SoftmaxAttention(AttentionLayer):
         and keys; idle_norms: make them and never apply them, as MiTA's released layer does. convolution: add a 3 × 3
         depth-wise convolution of the patches' values to what is read; gate: multiply it by SiLU(x G); scale_norm:
         normalise it; each withdraws the claim. dropout: of the attention weights, output_dropout of the output, while
-        training.
+        training. kernel: "plain" stores the weights, "fast" calls ``scaled_dot_product_attention``, "auto" chooses.
     Source
         MiTA, arXiv 2602.01219 (attention as fast weights); Vaswani et al., arXiv 1706.03762, section 3.2.
     Differences from the authors' code
@@ -82,7 +82,7 @@ class SoftmaxAttention(AttentionLayer):
 
     def _read(self, q: Tensor, k: Tensor, v: Tensor, grid: tuple[int, int] | None, x: Tensor) -> Tensor:
         drop = self.dropout if self.training else 0.0
-        return attend(q, k, v, self.scale, dropout=drop)
+        return attend(q, k, v, self.scale, dropout=drop, kernel=self.kernel)
 
     def pairs(self, x: Tensor, grid: tuple[int, int] | None = None) -> tuple[Tensor, Tensor, Tensor | None]:
         """Weights of all keys, ``softmax(s Q_k K_kᵀ)``, and the values."""

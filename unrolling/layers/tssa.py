@@ -12,12 +12,10 @@ from objectives import Objective, PrefixVariationalRate, VariationalRate
 
 from ..base import hold
 from ..errors import check_count, check_positive_number, check_share
+from ..kernels.tssa import Statistics, memberships, shrink
 from ..subspace import SubspaceLayer, per_head
 
 __all__ = ["TSSA"]
-
-_SMALLEST = 1e-24
-"""Squared length below which a channel counts as zero when it is normalised, as in the released code."""
 
 
 @final
@@ -41,6 +39,7 @@ class TSSA(SubspaceLayer):
         effect, all tokens have memberships. Departures of the released code, each of which withdraws the claim:
         coordinate_bias: W_k = x U_k + b_k. unit_step: the factor d/(Nε²) of the step left out. count_offset: added to
         n_k (1e-8 there). position_bias: a learned bias of the memberships for so many positions, causal form only.
+        kernel: "plain" as written, "fast" by chunks that stay in the cache, "auto" chooses.
         dropout: of the channels' shrinkages, output_dropout of the update, while training.
     Cost
         multiply-adds ``2 N d K p + N K p``; no N × N matrix, and no temporary larger than the tokens' coordinates
@@ -97,6 +96,7 @@ class TSSA(SubspaceLayer):
         position_bias: int | None = None,
         dropout: float = 0.0,
         output_dropout: float = 0.0,
+        kernel: str = "auto",
     ) -> None:
         check_positive_number("TSSA", "eta", eta)
         if count_offset:
@@ -128,6 +128,7 @@ class TSSA(SubspaceLayer):
             U=U,
             residual=residual,
             coordinate_bias=coordinate_bias,
+            kernel=kernel,
         )
         start = torch.full((self.heads,), 1.0 / (2.0 * eta), dtype=self.basis.dtype, device=self.basis.device)
         hold(self, "temperature", start, learnable_temperature)
@@ -146,9 +147,20 @@ class TSSA(SubspaceLayer):
         """What the layer adds to the tokens; for blocks that normalise before it."""
         basis = self.basis
         w = self._coordinates(x, basis)
-        shares = self._shares(w)
-        kappa = per_head(self.kappa(self._bounds(shares)))
-        return F.dropout(self._back(-kappa * self._shrunk(w, shares), basis), self.output_dropout, self.training)
+        bias = self._bias(w.shape[-2])
+        kappa = per_head(self.kappa(self._bounds(w)))
+        shrunk = shrink(w, self.temperature, -kappa, self._how(), bias, self.kernel)
+        return F.dropout(self._back(shrunk, basis), self.output_dropout, self.training)
+
+    def _how(self) -> Statistics:
+        return Statistics(
+            self.dim / self.epsilon**2,
+            self.normalise_tokens,
+            self.causal,
+            self.unit_step,
+            self.count_offset,
+            self.dropout if self.training else 0.0,
+        )
 
     def memberships(self, x: Tensor) -> Tensor:
         """Π ``(..., tokens, heads)``: how much of every token each head holds; rows sum to 1."""
@@ -156,44 +168,26 @@ class TSSA(SubspaceLayer):
 
     def _shares(self, w: Tensor) -> Tensor:
         """Π with the heads first, ``(..., heads, tokens)``, from the coordinates ``(..., heads, tokens, head_dim)``."""
-        squares = w.square()
-        if self.normalise_tokens:
-            whole = squares.cumsum(-2) if self.causal else squares.sum(-2, keepdim=True)
-            squares = squares / whole.clamp(min=max(_SMALLEST, torch.finfo(w.dtype).tiny))
-        lengths = squares.sum(-1)
-        if self.position_bias is not None:
-            tokens, places = w.shape[-2], self.position_bias.shape[-1]
-            if tokens > places:
-                raise ValueError(f"TSSA: {tokens} tokens, but position_bias is for {places} positions.")
-            lengths = lengths + self.head_dim * self.position_bias[:, :tokens]
-        return torch.softmax(self.temperature.unsqueeze(-1) * lengths, dim=-2)
+        return memberships(w, self.temperature, self._how(), self._bias(w.shape[-2]))
+
+    def _bias(self, tokens: int) -> Tensor | None:
+        if self.position_bias is None:
+            return None
+        places = self.position_bias.shape[-1]
+        if tokens > places:
+            raise ValueError(f"TSSA: {tokens} tokens, but position_bias is for {places} positions.")
+        return self.head_dim * self.position_bias[:, :tokens]
 
     def attention_map(self, x: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
         """Π ``(..., heads, tokens)``: no map between tokens exists, each is weighted by its membership."""
         return self._shares(self._coordinates(x, self.basis))
 
-    def _shrunk(self, w: Tensor, shares: Tensor) -> Tensor:
-        """``(d/(Nε²)) Π W / (1 + (d/ε²) s/n)``, the statistics s and n over all tokens or over each prefix."""
-        smallest, rate = torch.finfo(w.dtype).tiny, self.dim / self.epsilon**2
-        members = shares.unsqueeze(-1)
-        if not self.causal:
-            part = shares / (shares.sum(-1, keepdim=True) + self.count_offset).clamp(min=smallest)
-            moments = part.unsqueeze(-2) @ w.square()
-            factor: float | Tensor = rate / w.shape[-2]
-        else:
-            counts = (members.cumsum(-2) + self.count_offset).clamp(min=smallest)
-            moments = (members * w.square()).cumsum(-2) / counts
-            factor = rate / torch.arange(1, w.shape[-2] + 1, dtype=w.dtype, device=w.device).unsqueeze(-1)
-        shrunk = (1.0 if self.unit_step else factor) * members * (w / (1.0 + rate * moments))
-        if self.dropout and self.training:
-            kept = F.dropout(torch.ones_like(moments), self.dropout)
-            return shrunk * kept
-        return shrunk
-
-    def _bounds(self, shares: Tensor) -> float | Tensor:
+    def _bounds(self, w: Tensor) -> float | Tensor:
         """L of every head; used for certified steps only, so it is not computed for others."""
         if not self.certified:
             return 0.0
+        with torch.no_grad():
+            shares = self._shares(w)
         rate, tokens = self.dim / self.epsilon**2, shares.shape[-1]
         if self.causal:
             return rate * (shares / torch.arange(1, tokens + 1, dtype=shares.dtype, device=shares.device)).amax(-1)
@@ -201,7 +195,7 @@ class TSSA(SubspaceLayer):
 
     def bounds_at(self, x: Tensor) -> float | Tensor:
         """``(d/(Nε²)) max_i Π_ik`` for every head k; causal: ``max_i (d/(iε²)) Π_ik``."""
-        return self._bounds(self._shares(self._coordinates(x, self.basis)))
+        return self._bounds(self._coordinates(x, self.basis))
 
     def _declare(self, x: Tensor, weights: Tensor | None) -> Objective:
         departures = {"unit_step": self.unit_step, "count_offset": self.count_offset > 0}

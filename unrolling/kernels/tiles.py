@@ -1,0 +1,93 @@
+"""Queries sorted by expert and cut into tiles of equal size: how few queries an expert has does not matter then."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+__all__ = ["Tiles", "pick", "repeated", "top_indices", "top_unordered"]
+
+
+class Tiles(NamedTuple):
+    """Entries (a query at one of its experts) in tiles of one expert each; the last tile of an expert may have room.
+
+    Shapes
+        expert ``(tiles,)``; entry, used ``(tiles, size)``, where ``used`` is False there entry is 0; place ``(entries,)``
+    """
+
+    expert: Tensor
+    entry: Tensor
+    used: Tensor
+    place: Tensor
+
+    @classmethod
+    def of(cls, expert: Tensor, experts: int, size: int) -> Tiles:
+        """From the expert of every entry ``(entries,)``."""
+        entries, device = len(expert), expert.device
+        ordered, order = torch.sort(expert.to(torch.int32), stable=True)
+        counts = torch.zeros(experts, dtype=torch.int64, device=device)
+        counts.index_add_(0, expert, torch.ones((), dtype=torch.int64, device=device).expand(entries))
+        needed = (counts + size - 1) // size
+        # On an accelerator the number of tiles must not wait for the counts: there the bound is taken.
+        tiles = int(needed.sum()) if device.type == "cpu" else -(-entries // size) + experts
+        first_entry, first_tile = counts.cumsum(0) - counts, needed.cumsum(0) - needed
+        shift = first_tile * size - first_entry
+        slot = torch.arange(entries, device=device) + shift[ordered.to(torch.int64)]
+        entry = torch.zeros(tiles * size, dtype=torch.int64, device=device)
+        used = torch.zeros(tiles * size, dtype=torch.bool, device=device)
+        place = torch.empty(entries, dtype=torch.int64, device=device)
+        entry[slot], used[slot], place[order] = order, True, slot
+        numbers = torch.arange(tiles, device=device)
+        of_tile = (torch.searchsorted(needed.cumsum(0), numbers, right=True)).clamp(max=experts - 1)
+        return cls(of_tile, entry.view(tiles, size), used.view(tiles, size), place)
+
+    def read(self, rows: Tensor) -> Tensor:
+        """Rows ``(entries, ...)`` by tile ``(tiles, size, ...)``; what is not used repeats entry 0."""
+        return pick(rows, self.entry)
+
+    def back(self, tiles: Tensor) -> Tensor:
+        """``(tiles, size, ...)`` by entry."""
+        return pick(tiles.flatten(0, 1), self.place)
+
+
+def pick(rows: Tensor, index: Tensor) -> Tensor:
+    """``rows[index]`` along the first axis: as an embedding of flat rows, the fastest of torch's ways to copy them."""
+    flat = rows.reshape(len(rows), -1)
+    if flat.shape[-1] == 1 or flat.dtype == torch.bool:
+        return rows.index_select(0, index.flatten()).view(*index.shape, *rows.shape[1:])
+    return F.embedding(index, flat).view(*index.shape, *rows.shape[1:])
+
+
+def top_indices(scores: Tensor, count: int) -> Tensor:
+    """The indices of the ``count`` largest entries along the last axis, or of all; lower indices win ties."""
+    if count == 0:
+        return torch.empty(*scores.shape[:-1], 0, dtype=torch.int64, device=scores.device)
+    return torch.sort(scores.detach(), dim=-1, descending=True, stable=True).indices[..., :count]
+
+
+def top_unordered(scores: Tensor, count: int) -> Tensor:
+    """The same indices, in any order, without sorting everything; ties at the last place are settled by a sort."""
+    scores, count = scores.detach(), min(count, scores.shape[-1])
+    if count == scores.shape[-1] or count == 0:
+        return torch.arange(count, device=scores.device).expand(*scores.shape[:-1], count)
+    if count == 1:
+        return scores.argmax(-1, keepdim=True)  # the first of equals
+    found = torch.topk(scores, count, dim=-1, sorted=False)
+    last = found.values.amin(-1, keepdim=True)
+    tied = (scores >= last).sum(-1) > count
+    if not bool(tied.any()):
+        return found.indices
+    indices = found.indices.clone()
+    indices[tied] = top_indices(scores[tied], count)
+    return indices
+
+
+def repeated(index: Tensor) -> Tensor:
+    """True where an index stood earlier in its row already."""
+    ordered, order = torch.sort(index, dim=-1, stable=True)
+    again = torch.zeros_like(ordered, dtype=torch.bool)
+    again[..., 1:] = ordered[..., 1:] == ordered[..., :-1]
+    return torch.zeros_like(again).scatter(-1, order, again)
