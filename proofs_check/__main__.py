@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from .bench.command import add_parser as add_bench
 from .certificate import CERTIFIED, Certificate, CertificateError, certify
 from .claim import Claim, Verdict
 from .claims import CLAIMS, home, select
@@ -68,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"proofs-check {_version()}")
     commands = parser.add_subparsers(
-        required=True, metavar="run | list | show | certify | models | checkpoint | replay"
+        required=True, metavar="run | list | show | certify | models | checkpoint | bench | replay"
     )
 
     run = commands.add_parser("run", help="run claims", description="Run claims.", epilog=CAVEAT)
@@ -122,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     show.set_defaults(command=_show)
 
     add_parsers(commands, _write)
+    add_bench(commands, _write)
 
     again = commands.add_parser("replay", help="measure a saved counterexample again")
     again.add_argument("files", nargs="+", type=Path, metavar="FILE.npz")

@@ -15,7 +15,7 @@ __all__ = ["Statistics", "memberships", "shrink", "shrink_plain"]
 CHUNK = 1 << 19
 """Numbers a chunk: 2 MiB in single precision, so that a chunk and a scratch of its size share a core's cache."""
 
-WORTH = 1 << 19
+WORTH = 1 << 20
 """Coordinates of all heads from which chunks are faster than the formula; see ``proofs-check bench tssa``."""
 
 _SMALLEST = 1e-24
@@ -149,14 +149,14 @@ class _Shrink(torch.autograd.Function):
 def _statistics(x: Tensor, temperature: Tensor, how: Statistics, Pi: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``Σ w²`` where the lengths are normalised by it, the moments s/n ``(heads, p)`` and n ``(heads, 1)``; fills Pi."""
     whole = _whole(x, how)
-    sums, counts = torch.zeros_like(x[0]), x.new_zeros(x.shape[1], 1)
+    sums, room = torch.zeros_like(x[0]), _room(x)
     for part in _chunks(x):
-        squares = x[part] * x[part]
+        rows = x[part]
+        squares = torch.mul(rows, rows, out=room[: len(rows)])
         lengths = (squares if not how.normalise else squares / whole.clamp(min=_smallest(x))).sum(-1)
         torch.softmax((lengths * temperature).mT, dim=0, out=Pi[:, part])
         sums += squares.mul_(_of(Pi, part)).sum(0)
-        counts += Pi[:, part].sum(1, keepdim=True)
-    counts = (counts + how.offset).clamp(min=torch.finfo(x.dtype).tiny)
+    counts = (Pi.sum(1, keepdim=True) + how.offset).clamp(min=torch.finfo(x.dtype).tiny)
     return whole, sums / counts, counts
 
 
@@ -187,8 +187,10 @@ def _set_backward(
     whole, moments, counts = statistics
     shrinkage = how.factor(len(x)) / (1.0 + how.rate * moments)
     dD = torch.zeros_like(moments)
+    one, two = _room(x), _room(x)
     for part in _chunks(x):
-        dD += (x[part] * g[part]).mul_(_of(Pi, part)).sum(0)
+        rows = x[part]
+        dD += torch.mul(rows, g[part], out=one[: len(rows)]).mul_(_of(Pi, part)).sum(0)
     d_kappa = (dD * shrinkage).sum(-1)
     D = kappa.unsqueeze(-1) * shrinkage
     d_sums = -how.rate * D * dD / ((1.0 + how.rate * moments) * counts)
@@ -199,20 +201,21 @@ def _set_backward(
     d_lengths = torch.empty_like(Pi)
     d_whole = torch.zeros_like(moments)
     for part in _chunks(x):
-        squares, both = x[part] * x[part], x[part] * g[part]
+        rows = x[part]
+        squares, both = (torch.mul(rows, o[part], out=r[: len(rows)]) for o, r in ((x, one), (g, two)))
         lengths = (squares if inverse is None else squares * inverse).sum(-1)
-        d_Pi = (both.mul_(D).sum(-1) + (squares * d_sums).sum(-1)).mT + d_counts
+        d_Pi = (both.mul_(D).sum(-1) + torch.mul(squares, d_sums, out=both).sum(-1)).mT + d_counts
         d_logits = Pi[:, part] * (d_Pi - (Pi[:, part] * d_Pi).sum(0))
         d_temperature += (d_logits.mT * lengths).sum(0)
         d_lengths[:, part] = d_logits * temperature.unsqueeze(-1)
         if inverse is not None:
             d_whole += squares.mul_(_of(d_lengths, part)).sum(0)
         else:
-            _to_tokens(x, g, part, D, d_sums, Pi, d_lengths, None, None, dx)
+            _to_tokens(x, g, part, D, d_sums, Pi, d_lengths, None, None, dx, one)
     if inverse is not None:
         past = torch.where(whole > _smallest(x), -d_whole * inverse * inverse, 0.0)
         for part in _chunks(x):
-            _to_tokens(x, g, part, D, d_sums, Pi, d_lengths, inverse, past, dx)
+            _to_tokens(x, g, part, D, d_sums, Pi, d_lengths, inverse, past, dx, one)
     return d_temperature, d_kappa
 
 
@@ -227,13 +230,15 @@ def _to_tokens(
     inverse: Tensor | None,
     past: Tensor | None,
     dx: Tensor,
+    room: Tensor,
 ) -> None:
-    inner = (2.0 * d_sums) * _of(Pi, part)
+    members = _of(Pi, part)
+    inner = torch.mul(2.0 * d_sums, members, out=room[: len(members)])
     if inverse is None or past is None:
         inner += 2.0 * _of(d_lengths, part)
     else:
         inner += (2.0 * inverse) * _of(d_lengths, part) + 2.0 * past
-    torch.mul(g[part], D, out=dx[part]).mul_(_of(Pi, part)).addcmul_(inner, x[part])
+    torch.mul(g[part], D, out=dx[part]).mul_(members).addcmul_(inner, x[part])
 
 
 class _CausalShrink(torch.autograd.Function):
@@ -339,6 +344,11 @@ def _causal_chunks(w: Tensor) -> list[slice]:
     tokens = w.shape[-2]
     each = max(1, CHUNK * tokens // w.numel())
     return [slice(start, min(start + each, tokens)) for start in range(0, tokens, each)]
+
+
+def _room(x: Tensor) -> Tensor:
+    """Room for a chunk, written again and again: fresh memory costs more than the arithmetic."""
+    return torch.empty_like(x[: max(1, CHUNK // x[0].numel())])
 
 
 def _of(numbers: Tensor, part: slice) -> Tensor:
