@@ -8,7 +8,7 @@ if not hasattr(_objectives, "SubspaceCodingRate"):
         "of that name. Rename that file, or use a virtual environment of its own for attention-as-descent."
     )
 
-from . import adapt, compat, kernels, models, plots
+from . import adapt, compat, kernels, models, parallel, plots
 from .base import UnrolledLayer
 from .fast_weights import (
     FAST_WEIGHTS,
@@ -118,6 +118,7 @@ __all__ = [
     "mita",
     "models",
     "objective_of",
+    "parallel",
     "plots",
     "projected_attention",
     "record_block",

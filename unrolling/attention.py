@@ -130,6 +130,10 @@ class AttentionLayer(UnrolledLayer, abc.ABC):
         """The published layer's output: every head's attention, joined and projected."""
         values = self.values(x)
         read = self._read(self.queries(x, grid), self.keys(x, grid), values, grid, x)
+        return self._joined(read, values, grid, x)
+
+    def _joined(self, read: Tensor, values: Tensor, grid: tuple[int, int] | None, x: Tensor) -> Tensor:
+        """The output of what the heads have read."""
         joined = read.transpose(-3, -2).flatten(-2)
         if self.convolution is not None:
             joined = joined + self._convolved(self.convolution, values, grid)

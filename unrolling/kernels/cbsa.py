@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from .choice import PLAIN, choose, full_precision, second_gradient, second_order
+from .together import Shard, add, largest, sum_over
 
 __all__ = ["Contraction", "Pooling", "contract_broadcast", "contract_broadcast_plain", "extraction"]
 
@@ -33,6 +34,7 @@ def contract_broadcast(
     *parameters: Tensor,
     scale: float,
     kernel: str = "auto",
+    shard: Shard | None = None,
 ) -> Tensor:
     """``Pᵀ C``, C = contraction(P w, Q_ini), P = softmax(s Q_ini wᵀ) over the tokens.
 
@@ -45,32 +47,45 @@ def contract_broadcast(
         contraction: maps representatives Q to what is broadcast, given (Q, Q_ini, *parameters) of one head or of all.
         kernel: "plain" stores P; "fast" walks over blocks of tokens, one head at a time: pass one online, with one
         log-sum-exp a block; pass two multiplies; the backward pass computes the scores again. "auto" takes the faster.
+        shard: w holds one rank's tokens, initial (not a pooling) is the same on all ranks, and so is C.
     Memory
         fast, beside the result: one head's scores of at most 4 M tokens × representatives, whatever N and m.
     """
     pooling = None if isinstance(initial, Tensor) else initial
     queries = initial if isinstance(initial, Tensor) else initial(w)
     if choose("contract_broadcast", kernel, lambda: _worth(w, queries), w, queries) == PLAIN:
-        return contract_broadcast_plain(w, queries, contraction, *parameters, scale=scale)
+        return contract_broadcast_plain(w, queries, contraction, *parameters, scale=scale, shard=shard)
     leading = torch.broadcast_shapes(w.shape[:-2], queries.shape[:-2])
     w, queries = (_rows(t.expand(*leading, *t.shape[-2:])) for t in (w, queries))
     spread = [torch.as_tensor(each, dtype=w.dtype, device=w.device).expand(*leading, 1, 1) for each in parameters]
     if pooling is not None:
         queries = queries.detach()
-    return _ContractBroadcast.apply(w, queries, contraction, pooling, scale, *spread)
+    return _ContractBroadcast.apply(w, queries, contraction, pooling, (scale, shard), *spread)
 
 
 def contract_broadcast_plain(
-    w: Tensor, initial: Tensor | Pooling, contraction: Contraction, *parameters: Tensor, scale: float
+    w: Tensor,
+    initial: Tensor | Pooling,
+    contraction: Contraction,
+    *parameters: Tensor,
+    scale: float,
+    shard: Shard | None = None,
 ) -> Tensor:
     """The same as written: P of every head is stored."""
     initial = initial if isinstance(initial, Tensor) else initial(w)
-    P = torch.softmax(scale * (initial @ w.mT), dim=-1)
+    scores = scale * (initial @ w.mT)
+    if shard is not None:
+        weights = torch.exp(scores - largest(scores.amax(-1, keepdim=True), shard))
+        P = weights / sum_over(weights.sum(-1, keepdim=True), shard)
+        return P.mT @ contraction(sum_over(P @ w, shard), initial, *parameters)
+    P = torch.softmax(scores, dim=-1)
     return P.mT @ contraction(P @ w, initial, *parameters)
 
 
 @torch.no_grad()
-def extraction(w: Tensor, initial: Tensor | Pooling, scale: float, kernel: str = "auto") -> tuple[Tensor, Tensor]:
+def extraction(
+    w: Tensor, initial: Tensor | Pooling, scale: float, kernel: str = "auto", shard: Shard | None = None
+) -> tuple[Tensor, Tensor]:
     """An upper bound for ``‖P‖₂²`` of every head, ``(..., heads)``, and Q = P w: what certified steps need.
 
     ``‖P‖₂² ≤ min(‖P‖₁ ‖P‖_∞, ‖P‖_F²)``, the rows of P summing to 1. Not differentiated.
@@ -78,18 +93,18 @@ def extraction(w: Tensor, initial: Tensor | Pooling, scale: float, kernel: str =
     queries = initial if isinstance(initial, Tensor) else initial(w)
     leading = torch.broadcast_shapes(w.shape[:-2], queries.shape[:-2])
     w, queries = (_rows(t.expand(*leading, *t.shape[-2:])) for t in (w, queries))
-    if choose("extraction", kernel, lambda: _worth(w, queries), w, queries) == PLAIN:
+    if shard is None and choose("extraction", kernel, lambda: _worth(w, queries), w, queries) == PLAIN:
         P = torch.softmax(scale * (queries @ w.mT), dim=-1)
         return torch.minimum(P.sum(-2).amax(-1), P.square().sum((-2, -1))), P @ w
     bound, Q = w.new_empty(leading), torch.empty_like(queries, memory_format=torch.contiguous_format)
     for at in _heads(leading):
         head = _Head(w[at], queries[at], scale)
-        Q[at] = head.extract()
+        Q[at] = head.extract(shard=shard)
         columns, squares = w.new_zeros(()), w.new_zeros(())
         for piece in head.again():
             P = piece.P * piece.share.unsqueeze(-1)
             columns, squares = torch.maximum(columns, P.sum(-2).max()), squares + P.square().sum()
-        bound[at] = torch.minimum(columns, squares)
+        bound[at] = torch.minimum(largest(columns, shard), add(squares, shard))
     return bound, Q
 
 
@@ -135,22 +150,38 @@ class _Head:
         shape = (piece.blocks, m, piece.tokens)
         room = self.buffer[offset : offset + piece.blocks * m * piece.tokens].view(shape)
         torch.bmm(self.queries.expand(piece.blocks, -1, -1), piece.of(self.w).mT, out=room)
-        largest = room.amax(-1)
+        highest = room.amax(-1)
         torch.softmax(room, dim=-1, out=room)
-        return room, largest
+        return room, highest
 
-    def extract(self) -> Tensor:
-        """Q = P w, and with it each piece's share: ``exp(lse of the block − lse of all)``."""
+    def extract(self, values: Tensor | None = None, shard: Shard | None = None) -> Tensor:
+        """Q = P w, or P times other values, and with it each piece's share: ``exp(lse of the block − lse of all)``."""
+        values = self.w if values is None else values
         sizes, read = [], []
         for piece in self.pieces:
             offset = piece.start * len(self.queries) if self.kept else 0
-            piece.P, largest = self._within(piece, offset)
-            sizes.append(largest - piece.P.amax(-1).log())
-            read.append(torch.bmm(piece.P, piece.of(self.w)))
-        shares = torch.softmax(torch.cat(sizes), dim=0)
+            piece.P, highest = self._within(piece, offset)
+            sizes.append(highest - piece.P.amax(-1).log())
+            read.append(torch.bmm(piece.P, piece.of(values)))
+        blocks = torch.cat(sizes)
+        most = largest(blocks.amax(0), shard)
+        weights = torch.exp(blocks - most)
+        joint = torch.cat([weights.sum(0).unsqueeze(-1), (weights.unsqueeze(-1) * torch.cat(read)).sum(0)], dim=-1)
+        joint = add(joint, shard)  # over ranks: one number and the values of every representative
+        self.lse = most + joint[:, 0].log()
+        self._share(weights / joint[:, 0])
+        return joint[:, 1:] / joint[:, :1]
+
+    def _share(self, shares: Tensor) -> None:
         for piece, share in zip(self.pieces, shares.split([piece.blocks for piece in self.pieces]), strict=True):
             piece.share = share
-        return (shares.unsqueeze(-1) * torch.cat(read)).sum(0)
+
+    def with_lse(self, lse: Tensor) -> Iterator[_Piece]:
+        """The pieces with their P, computed again, where the log-sum-exp over all tokens is known."""
+        for piece in self.pieces:
+            piece.P, most = self._within(piece, 0)
+            piece.share = torch.exp(most - piece.P.amax(-1).log() - lse)
+            yield piece
 
     def again(self) -> Iterator[_Piece]:
         """The pieces, each with its P: from the first pass if it was kept, else computed again."""
@@ -168,17 +199,18 @@ class _ContractBroadcast(torch.autograd.Function):
         initial: Tensor,
         contraction: Contraction,
         pooling: Pooling | None,
-        scale: float,
+        how: tuple[float, Shard | None],
         *parameters: Tensor,
     ) -> Tensor:
         ctx.save_for_backward(w, initial, *parameters)
-        ctx.contraction, ctx.pooling, ctx.scale = contraction, pooling, scale
+        ctx.contraction, ctx.pooling, (ctx.scale, ctx.shard) = contraction, pooling, how
+        scale, shard = how
         out, buffer = _like_tokens(w), None
         with full_precision(w):
             for at in _heads(w.shape[:-2]):
                 head = _Head(w[at], initial[at], scale, buffer)
                 buffer = head.buffer
-                C = contraction(head.extract(), initial[at], *(each[at] for each in parameters))
+                C = contraction(head.extract(shard=shard), initial[at], *(each[at] for each in parameters))
                 for piece in head.again():
                     torch.bmm(piece.P.mT, piece.share.unsqueeze(-1) * C, out=piece.of(out[at]))
         return out
@@ -189,7 +221,7 @@ class _ContractBroadcast(torch.autograd.Function):
         if second_order():
             with torch.enable_grad():
                 given = initial if ctx.pooling is None else ctx.pooling
-                out = contract_broadcast_plain(w, given, ctx.contraction, *parameters, scale=ctx.scale)
+                out = contract_broadcast_plain(w, given, ctx.contraction, *parameters, scale=ctx.scale, shard=ctx.shard)
                 inputs = [w, initial, *parameters]
                 found = second_gradient(out, inputs, grad)
             return found[0], found[1], None, None, None, *found[2:]
@@ -223,10 +255,12 @@ def _head_backward(
     head = _Head(w, initial, ctx.scale, work[0] if work else None)
     if not work:
         work += [head.buffer, torch.empty_like(head.buffer)]
-    Q = head.extract()
+    shard, ranks = ctx.shard, 1 if ctx.shard is None else ctx.shard.ranks
+    Q = head.extract(shard=shard)
     dC = torch.zeros_like(Q)
     for piece in head.again():
         dC += (piece.share.unsqueeze(-1) * torch.bmm(piece.P, piece.of(grad))).sum(0)
+    dC = add(dC, shard)
     with torch.enable_grad():
         variables = [each.detach().requires_grad_() for each in (Q, initial, *parameters)]
         C = ctx.contraction(*variables)
@@ -245,7 +279,8 @@ def _head_backward(
         torch.bmm(piece.P.mT, share * dQ, out=rows)
         rows.baddbmm_(d_scores.mT, head.queries.expand(piece.blocks, -1, -1))
         d_queries += torch.bmm(d_scores, piece.of(w)).sum(0)
-    return d_initial + ctx.scale * d_queries, d_parameters
+    # All ranks have done the same with the contraction: each returns its share of those gradients.
+    return d_initial / ranks + ctx.scale * d_queries, [each / ranks for each in d_parameters]
 
 
 def _worth(w: Tensor, initial: Tensor) -> bool:

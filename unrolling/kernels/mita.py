@@ -86,14 +86,19 @@ def mita_plain(
     how: Routing,
     experts: Tensor | None = None,
     chunk: int | None = None,
+    values: Tensor | None = None,
 ) -> Tensor:
-    """The same as written, the queries by chunks: every query's keys are gathered. All have the same leading axes."""
+    """The same as written, the queries by chunks: every query's keys are gathered. All have the same leading axes.
+
+    values: the landmarks', where they were read elsewhere.
+    """
     s, leading = how.scale, q.shape[:-2]
-    landmark_values = None
-    if how.shared or experts is None:
+    landmark_values = values
+    if values is None and (how.shared or experts is None):
         probes = landmarks @ k.mT
         landmark_values = torch.softmax(s * probes, dim=-1) @ v if how.shared else None
         experts = top_indices(probes, how.keys) if experts is None else experts
+    assert experts is not None
     width = how.experts * experts.shape[-1]
     if chunk is None:
         # The loop becomes part of a compiled graph, which then serves any batch.

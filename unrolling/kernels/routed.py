@@ -36,15 +36,23 @@ class Routing(NamedTuple):
 
 
 def routed_attention(
-    q: Tensor, k: Tensor, v: Tensor, landmarks: Tensor, how: Routing, experts: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    landmarks: Tensor,
+    how: Routing,
+    experts: Tensor | None = None,
+    values: Tensor | None = None,
 ) -> Tensor:
     """:func:`unrolling.mita` in the order of the experts; all arguments have the same leading axes.
+
+    values: the landmarks' ``(..., m, p')``, where they were read elsewhere; experts must then be given.
 
     Memory
         beside the result: the log-sum-exp, the chosen experts and keys; scores of one group of heads at a time. No
         array of tokens × m × p or tokens × k × p, in either pass.
     """
-    return _Routed.apply(q, k, v, landmarks, experts, how)
+    return _Routed.apply(q, k, v, landmarks, experts, how, values)
 
 
 class _Group(NamedTuple):
@@ -69,7 +77,14 @@ class _Kept(NamedTuple):
 class _Routed(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, landmarks: Tensor, experts: Tensor | None, how: Routing
+        ctx: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        landmarks: Tensor,
+        experts: Tensor | None,
+        how: Routing,
+        values: Tensor | None,
     ) -> Tensor:
         out = _room(q, v.shape[-1])
         kept: list[Tensor] = []
@@ -77,41 +92,52 @@ class _Routed(torch.autograd.Function):
             for heads in _groups(q, k, landmarks, how):
                 group = _Group(*(_stacked(each, heads) for each in (q, k, v, landmarks)))
                 given = None if experts is None else _stacked(experts, heads)
-                found, values = _group_forward(group, given, how)
+                known = None if values is None else _stacked(values, heads)
+                found, read = _group_forward(group, given, how, known)
                 kept += found
-                for at, one in zip(heads, values, strict=True):
+                for at, one in zip(heads, read, strict=True):
                     out[at] = one
-        ctx.save_for_backward(q, k, v, landmarks, out, *([] if experts is None else [experts]), *kept)
-        ctx.how, ctx.given = how, experts is not None
+        options = [each for each in (experts, values) if each is not None]
+        ctx.save_for_backward(q, k, v, landmarks, out, *options, *kept)
+        ctx.how, ctx.given, ctx.known = how, experts is not None, values is not None
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, landmarks, out, *rest = ctx.saved_tensors
-        given, kept = (rest[0], rest[1:]) if ctx.given else (None, rest)
+        given = rest.pop(0) if ctx.given else None
+        values = rest.pop(0) if ctx.known else None
+        kept = rest
         if second_order():
             from .mita import mita_plain
 
             with torch.enable_grad():
-                again = mita_plain(q, k, v, landmarks, ctx.how, given)
-                return *second_gradient(again, [q, k, v, landmarks], grad), None, None
+                again = mita_plain(q, k, v, landmarks, ctx.how, given, values=values)
+                inputs = [q, k, v, landmarks, *([] if values is None else [values])]
+                twice = second_gradient(again, inputs, grad)
+                return *twice[:4], None, None, twice[4] if ctx.known else None
         rooms = [_room(q, q.shape[-1]), _room(k, k.shape[-1]), _room(v, v.shape[-1])]
         d_landmarks = torch.empty_like(landmarks, memory_format=torch.contiguous_format)
+        d_values = v.new_empty(*landmarks.shape[:-1], v.shape[-1])
         size = len(_Kept._fields)
         with full_precision(q):
             for index, heads in enumerate(_groups(q, k, landmarks, ctx.how)):
                 group = _Group(*(_stacked(each, heads) for each in (q, k, v, landmarks)))
                 saved = _Kept(*kept[size * index : size * index + size])
-                found = _group_backward(group, saved, _stacked(out, heads), _stacked(grad, heads), ctx.how)
-                for room, values in zip([*rooms, d_landmarks], found, strict=True):
-                    for at, one in zip(heads, values, strict=True):
+                both = _stacked(out, heads), _stacked(grad, heads)
+                found = _group_backward(group, saved, *both, ctx.how, ctx.known)
+                for room, several in zip([*rooms, d_landmarks, d_values], found, strict=True):
+                    for at, one in zip(heads, several, strict=True):
                         room[at] = one
-        return *rooms, d_landmarks, None, None
+        return *rooms, d_landmarks, None, None, d_values if ctx.known else None
 
 
-def _group_forward(group: _Group, experts: Tensor | None, how: Routing) -> tuple[_Kept, Tensor]:
+def _group_forward(group: _Group, experts: Tensor | None, how: Routing, known: Tensor | None) -> tuple[_Kept, Tensor]:
     q, k, v, landmarks = group
-    values, lse, chosen = _read_all(group, experts, how)
+    if known is not None and experts is not None:
+        values, lse, chosen = known, known[..., :1], experts
+    else:
+        values, lse, chosen = _read_all(group, experts, how)
     width = chosen.shape[-1]
     outs, totals, routes = [], [], []
     tables = (chosen, k, v) if width else None
@@ -252,7 +278,9 @@ def _seen_before(chosen: Tensor, route: Tensor) -> Tensor:
     return torch.stack(masks, dim=1).flatten(0, 1)
 
 
-def _group_backward(group: _Group, kept: _Kept, out: Tensor, grad: Tensor, how: Routing) -> tuple[Tensor, ...]:
+def _group_backward(
+    group: _Group, kept: _Kept, out: Tensor, grad: Tensor, how: Routing, known: bool
+) -> tuple[Tensor, ...]:
     """With the merged log-sum-exp every weight is ``P = exp(score − lse)``, and ``dS = P ∘ (dP − Σ out ∘ grad)``."""
     q, k, v, landmarks = group
     m = landmarks.shape[-2]
@@ -281,7 +309,7 @@ def _group_backward(group: _Group, kept: _Kept, out: Tensor, grad: Tensor, how: 
         _, at = _of_experts(k, kept.chosen)
         for total, table in zip((d_k, d_v), d_tables, strict=True):
             total.view(-1, total.shape[-1]).index_add_(0, at, table.flatten(0, 1))
-    if how.shared:
+    if how.shared and not known:
         along = (kept.landmark_values * d_values).sum(-1, keepdim=True)
         for part in _chunks(k.shape[1], k.shape[0] * m):
             keys, rows = k[:, part], v[:, part]
@@ -290,7 +318,7 @@ def _group_backward(group: _Group, kept: _Kept, out: Tensor, grad: Tensor, how: 
             d_scores = _products(d_values, rows).sub_(along).mul_(weights).mul_(how.scale)
             d_landmarks += d_scores @ keys
             d_k[:, part] += d_scores.mT @ landmarks
-    return d_q, d_k, d_v, d_landmarks
+    return d_q, d_k, d_v, d_landmarks, d_values
 
 
 def _tiles_backward(
@@ -359,7 +387,7 @@ def _stacked(tensor: Tensor, heads: list[tuple[int, ...]]) -> Tensor:
     if len(heads) == 1:
         return tensor[heads[0]].contiguous().unsqueeze(0)
     if len(heads) == tensor.shape[:-2].numel():
-        return tensor.reshape(-1, *tensor.shape[-2:]).contiguous()
+        return tensor.flatten(0, -3).contiguous()
     return torch.stack([tensor[at] for at in heads])
 
 

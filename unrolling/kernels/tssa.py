@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .choice import PLAIN, choose, full_precision, second_gradient, second_order
+from .together import Shard, add, sum_before, sum_over
 
 __all__ = ["Statistics", "memberships", "shrink", "shrink_plain"]
 
@@ -45,6 +46,7 @@ def shrink(
     how: Statistics,
     bias: Tensor | None = None,
     kernel: str = "auto",
+    shard: Shard | None = None,
 ) -> Tensor:
     """``κ (d/(Nε²)) Π ∘ W / (1 + (d/ε²) s/n)``, Π = softmax over heads of ``τ ‖w‖²``, s = Σ Π w², n = Σ Π.
 
@@ -55,32 +57,43 @@ def shrink(
         lengths ``(heads, tokens)`` or None; returns like w
     Parameters
         kernel: "plain" as written; "fast": one walk for the statistics and one for the result, and as many in the
-        backward pass; "auto" takes the faster.
+        backward pass; "auto" takes the faster. shard: w holds one rank's tokens, and bias theirs; p + 1 numbers a head are
+        summed (p more where lengths are normalised). Causal: the formula is taken, with the sums of the ranks before.
     Memory
         fast, beside the result: Π, ``heads × tokens``, and two chunks; causal besides p + 1 numbers a head and chunk.
     """
     if how.dropout or choose("shrink", kernel, lambda: w.numel() >= WORTH, w, temperature) == PLAIN:
-        return shrink_plain(w, temperature, step, how, bias)
+        return shrink_plain(w, temperature, step, how, bias, shard)
+    if shard is not None and how.causal:
+        return shrink_plain(w, temperature, step, how, bias, shard)
     leading = w.shape[:-2]
     spread = torch.as_tensor(step, dtype=w.dtype, device=w.device).expand(*leading, 1, 1)
     if how.causal:
         extra = torch.zeros_like(w[..., 0], requires_grad=False) if bias is None else bias.expand(w.shape[:-1])
         return _CausalShrink.apply(w, temperature, spread, extra, how)
-    return _Shrink.apply(w, temperature, spread, how)
+    return _Shrink.apply(w, temperature, spread, how, shard)
 
 
-def shrink_plain(w: Tensor, temperature: Tensor, step: Tensor, how: Statistics, bias: Tensor | None = None) -> Tensor:
+def shrink_plain(
+    w: Tensor,
+    temperature: Tensor,
+    step: Tensor,
+    how: Statistics,
+    bias: Tensor | None = None,
+    shard: Shard | None = None,
+) -> Tensor:
     """The same as written."""
-    smallest, tokens = torch.finfo(w.dtype).tiny, w.shape[-2]
-    members = memberships(w, temperature, how, bias).unsqueeze(-1)
+    smallest, tokens = torch.finfo(w.dtype).tiny, w.shape[-2] if shard is None else shard.total
+    members = memberships(w, temperature, how, bias, shard).unsqueeze(-1)
     if not how.causal:
-        part = members.mT / (members.mT.sum(-1, keepdim=True) + how.offset).clamp(min=smallest)
-        moments = part @ w.square()
+        counts = (sum_over(members.sum(-2, keepdim=True), shard) + how.offset).clamp(min=smallest)
+        moments = sum_over((members / counts).mT @ w.square(), shard)
         factor: float | Tensor = how.factor(tokens)
     else:
-        counts = (members.cumsum(-2) + how.offset).clamp(min=smallest)
-        moments = (members * w.square()).cumsum(-2) / counts
-        places = torch.arange(1, tokens + 1, dtype=w.dtype, device=w.device).unsqueeze(-1)
+        counts = (_prefix(members, shard) + how.offset).clamp(min=smallest)
+        moments = _prefix(members * w.square(), shard) / counts
+        first = 1 if shard is None else 1 + shard.start
+        places = torch.arange(first, first + w.shape[-2], dtype=w.dtype, device=w.device).unsqueeze(-1)
         factor = 1.0 if how.unit_step else how.rate / places
     shrunk = factor * members * (w / (1.0 + how.rate * moments))
     if how.dropout:
@@ -88,11 +101,19 @@ def shrink_plain(w: Tensor, temperature: Tensor, step: Tensor, how: Statistics, 
     return step * shrunk
 
 
-def memberships(w: Tensor, temperature: Tensor, how: Statistics, bias: Tensor | None = None) -> Tensor:
+def _prefix(rows: Tensor, shard: Shard | None) -> Tensor:
+    """Sums up to every token, those of the ranks before included."""
+    inside = rows.cumsum(-2)
+    return inside if shard is None else inside + sum_before(inside[..., -1:, :], shard)
+
+
+def memberships(
+    w: Tensor, temperature: Tensor, how: Statistics, bias: Tensor | None = None, shard: Shard | None = None
+) -> Tensor:
     """Π ``(..., heads, tokens)``: the softmax over heads of the temperature times the lengths."""
     squares = w.square()
     if how.normalise:
-        whole = squares.cumsum(-2) if how.causal else squares.sum(-2, keepdim=True)
+        whole = _prefix(squares, shard) if how.causal else sum_over(squares.sum(-2, keepdim=True), shard)
         squares = squares / whole.clamp(min=_smallest(w))
     lengths = squares.sum(-1)
     if bias is not None:
@@ -108,21 +129,22 @@ class _Shrink(torch.autograd.Function):
     """One token set after the other, ``(tokens, heads, p)`` as it lies in memory."""
 
     @staticmethod
-    def forward(ctx: Any, w: Tensor, temperature: Tensor, step: Tensor, how: Statistics) -> Tensor:
+    def forward(ctx: Any, w: Tensor, temperature: Tensor, step: Tensor, how: Statistics, shard: Shard | None) -> Tensor:
+        tokens = w.shape[-2] if shard is None else shard.total
         sets, out = _sets(w), torch.empty_like(_joint(w))
         Pi = w.new_empty(len(sets), w.shape[-3], w.shape[-2])
         seen = []
         with full_precision(w):
             for index, x in enumerate(sets):
-                whole, moments, counts = _statistics(x, temperature, how, Pi[index])
+                whole, moments, counts = _statistics(x, temperature, how, Pi[index], shard)
                 seen += [whole, moments, counts]
-                gain = how.factor(len(x)) * step.reshape(-1, x.shape[1])[index].unsqueeze(-1)
+                gain = how.factor(tokens) * step.reshape(-1, x.shape[1])[index].unsqueeze(-1)
                 gain = gain / (1.0 + how.rate * moments)
                 target = out.view(-1, *x.shape)[index]
                 for part in _chunks(x):
                     torch.mul(x[part], gain, out=target[part]).mul_(_of(Pi[index], part))
         ctx.save_for_backward(w, temperature, step, Pi, *seen)
-        ctx.how = how
+        ctx.how, ctx.shard = how, shard
         return out.unflatten(-1, (w.shape[-3], w.shape[-1])).transpose(-3, -2)
 
     @staticmethod
@@ -130,8 +152,8 @@ class _Shrink(torch.autograd.Function):
         w, temperature, step, Pi, *seen = ctx.saved_tensors
         if second_order():
             with torch.enable_grad():
-                out = shrink_plain(w, temperature, step, ctx.how)
-                return *second_gradient(out, [w, temperature, step], grad), None
+                out = shrink_plain(w, temperature, step, ctx.how, None, ctx.shard)
+                return *second_gradient(out, [w, temperature, step], grad), None, None
         dw, d_temperature = torch.empty_like(_joint(w)), torch.zeros_like(temperature)
         d_step = torch.empty_like(step, memory_format=torch.contiguous_format)
         sets, grads = _sets(w), _sets(grad)
@@ -140,15 +162,18 @@ class _Shrink(torch.autograd.Function):
                 statistics = seen[3 * index : 3 * index + 3]
                 kappa = step.reshape(-1, x.shape[1])[index]
                 target = dw.view(-1, *x.shape)[index]
-                one, other = _set_backward(x, g, temperature, kappa, ctx.how, Pi[index], statistics, target)
+                way = (ctx.how, ctx.shard)
+                one, other = _set_backward(x, g, temperature, kappa, way, Pi[index], statistics, target)
                 d_temperature += one
                 d_step.view(-1, x.shape[1])[index] = other
-        return dw.unflatten(-1, (w.shape[-3], w.shape[-1])).transpose(-3, -2), d_temperature, d_step, None
+        return dw.unflatten(-1, (w.shape[-3], w.shape[-1])).transpose(-3, -2), d_temperature, d_step, None, None
 
 
-def _statistics(x: Tensor, temperature: Tensor, how: Statistics, Pi: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _statistics(
+    x: Tensor, temperature: Tensor, how: Statistics, Pi: Tensor, shard: Shard | None
+) -> tuple[Tensor, Tensor, Tensor]:
     """``Σ w²`` where the lengths are normalised by it, the moments s/n ``(heads, p)`` and n ``(heads, 1)``; fills Pi."""
-    whole = _whole(x, how)
+    whole = add(_whole(x, how), shard) if how.normalise else _whole(x, how)
     sums, room = torch.zeros_like(x[0]), _room(x)
     for part in _chunks(x):
         rows = x[part]
@@ -156,7 +181,9 @@ def _statistics(x: Tensor, temperature: Tensor, how: Statistics, Pi: Tensor) -> 
         lengths = (squares if not how.normalise else squares / whole.clamp(min=_smallest(x))).sum(-1)
         torch.softmax((lengths * temperature).mT, dim=0, out=Pi[:, part])
         sums += squares.mul_(_of(Pi, part)).sum(0)
-    counts = (Pi.sum(1, keepdim=True) + how.offset).clamp(min=torch.finfo(x.dtype).tiny)
+    joint = add(torch.cat([sums, Pi.sum(1, keepdim=True)], dim=-1), shard)
+    sums, counts = joint[:, :-1], joint[:, -1:]
+    counts = (counts + how.offset).clamp(min=torch.finfo(x.dtype).tiny)
     return whole, sums / counts, counts
 
 
@@ -174,7 +201,7 @@ def _set_backward(
     g: Tensor,
     temperature: Tensor,
     kappa: Tensor,
-    how: Statistics,
+    way: tuple[Statistics, Shard | None],
     Pi: Tensor,
     statistics: list[Tensor],
     dx: Tensor,
@@ -184,14 +211,16 @@ def _set_backward(
     ``dD = Σ Π w g``, ``ds = −r D dD / ((1 + r m) n)``, ``dn = −Σ_c ds m``, ``dΠ = Σ_c (w g D + w² ds) + dn``, through the
     softmax to the lengths, and ``dw = g Π D + 2 w (dlengths + Π ds)``.
     """
+    how, shard = way
     whole, moments, counts = statistics
-    shrinkage = how.factor(len(x)) / (1.0 + how.rate * moments)
+    shrinkage = how.factor(len(x) if shard is None else shard.total) / (1.0 + how.rate * moments)
     dD = torch.zeros_like(moments)
     one, two = _room(x), _room(x)
     for part in _chunks(x):
         rows = x[part]
         dD += torch.mul(rows, g[part], out=one[: len(rows)]).mul_(_of(Pi, part)).sum(0)
-    d_kappa = (dD * shrinkage).sum(-1)
+    d_kappa = (dD * shrinkage).sum(-1)  # one rank's share
+    dD = add(dD, shard)
     D = kappa.unsqueeze(-1) * shrinkage
     d_sums = -how.rate * D * dD / ((1.0 + how.rate * moments) * counts)
     floored = counts <= torch.finfo(x.dtype).tiny
@@ -213,6 +242,7 @@ def _set_backward(
         else:
             _to_tokens(x, g, part, D, d_sums, Pi, d_lengths, None, None, dx, one)
     if inverse is not None:
+        d_whole = add(d_whole, shard)
         past = torch.where(whole > _smallest(x), -d_whole * inverse * inverse, 0.0)
         for part in _chunks(x):
             _to_tokens(x, g, part, D, d_sums, Pi, d_lengths, inverse, past, dx, one)
