@@ -75,7 +75,6 @@ def plot_stem(name: str, found: Sequence[Measured], item: int, dim: int) -> Figu
         _curves(panel, found, names, mode, network)
         panel.set_title(mode, loc="left", fontsize=10, color=INK)
     panels[0].set_ylabel("seconds")
-    panels[0].legend(frameon=False, fontsize=8)
     if not network:
         _memories(panels[2], found, names, item * dim)
         _fractions(panels[3], list(found))
@@ -97,9 +96,10 @@ def _curves(panel: Axes, found: Sequence[Measured], names: list[str], mode: str,
         style = "--" if name == LIMIT else "-"
         panel.plot(x, y, style, marker=MARKS[index % 6], color=COLOURS[index % 6], ms=4, lw=1.3, label=label)
         panel.fill_between(x, [e.low for e in mine], [e.high for e in mine], color=COLOURS[index % 6], alpha=0.15, lw=0)
-    panel.set_xscale("log", base=2)
-    panel.set_yscale("log")
-    panel.legend(frameon=False, fontsize=7)
+    if panel.lines:
+        panel.set_xscale("log", base=2)
+        panel.set_yscale("log")
+        panel.legend(frameon=False, fontsize=7)
 
 
 def _memories(panel: Axes, found: Sequence[Measured], names: list[str], token: int) -> None:
@@ -109,12 +109,15 @@ def _memories(panel: Axes, found: Sequence[Measured], names: list[str], token: i
         mine = sorted(
             (e for e in found if e.contestant == name and e.mode == BOTH and e.memory), key=lambda e: e.tokens
         )
+        if not mine:
+            continue
         x = [e.tokens for e in mine]
         y = [(e.memory or 0) / (token * e.tokens) for e in mine]
         panel.plot(x, y, marker=MARKS[index % 6], color=COLOURS[index % 6], ms=4, lw=1.3, label=name)
-    panel.axhline(2, color=SOFT, lw=0.8, ls=":")
-    panel.set_xscale("log", base=2)
-    panel.set_yscale("log")
+    if panel.lines:
+        panel.axhline(2, color=SOFT, lw=0.8, ls=":")
+        panel.set_xscale("log", base=2)
+        panel.set_yscale("log")
     panel.set_title("peak memory / tokens' own,\nforward and backward", loc="left", fontsize=10, color=INK)
 
 
@@ -122,10 +125,11 @@ def _fractions(panel: Axes, found: list[Measured]) -> None:
     for mode, colour, mark in zip(MODES, COLOURS, MARKS, strict=False):
         shares = fraction_of_limit(found, mode)
         panel.plot(list(shares), list(shares.values()), marker=mark, color=colour, ms=4, lw=1.3, label=mode)
+    if any(fraction_of_limit(found, mode) for mode in MODES):
+        panel.set_xscale("log", base=2)
+        panel.legend(frameon=False, fontsize=7)
     panel.axhline(1, color=SOFT, lw=0.8)
     panel.set_ylim(0, None)
-    panel.set_xscale("log", base=2)
-    panel.legend(frameon=False, fontsize=7)
     panel.set_title("the limit's time / ours", loc="left", fontsize=10, color=INK)
 
 

@@ -68,6 +68,7 @@ def measure_stem(
                 for index, (run, (inner, usual)) in enumerate(zip(runs, repeats, strict=True)):
                     if turn < (3 if usual > 1.0 else repetitions):
                         times[index].append(_once(run, inner, sizes))
+            gc.collect()
             memories = [_memory(run, sizes) for run in runs]
             for rival, taken, memory in zip(able, times, memories, strict=True):
                 low, middle, high = _quartiles(taken)
@@ -76,7 +77,6 @@ def measure_stem(
                 progress(f"{stem.name}, {count:,}, {mode}")
             del runs
         del rivals
-        gc.collect()
     return found
 
 
@@ -149,7 +149,6 @@ def _memory(run: Callable[[], object], sizes: Sizes) -> int | None:
         run()
         _wait(sizes)
         return torch.cuda.max_memory_allocated(sizes.device) - before
-    gc.collect()
     try:
         ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back, or its reuse would not be seen
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here

@@ -383,9 +383,10 @@ def _groups(q: Tensor, k: Tensor, landmarks: Tensor, how: Routing) -> Iterator[l
 
 
 def _stacked(tensor: Tensor, heads: list[tuple[int, ...]]) -> Tensor:
-    """The heads ``(heads, rows, p)``, contiguous; none are copied that are already."""
+    """The heads ``(heads, rows, p)``, contiguous, or one head as it lies if its rows do not fall apart."""
     if len(heads) == 1:
-        return tensor[heads[0]].contiguous().unsqueeze(0)
+        one = tensor[heads[0]]
+        return (one if one.stride(-1) == 1 else one.contiguous()).unsqueeze(0)
     if len(heads) == tensor.shape[:-2].numel():
         return tensor.flatten(0, -3).contiguous()
     return torch.stack([tensor[at] for at in heads])

@@ -75,12 +75,12 @@ def top_unordered(scores: Tensor, count: int) -> Tensor:
         return torch.arange(count, device=scores.device).expand(*scores.shape[:-1], count)
     if count == 1:
         return scores.argmax(-1, keepdim=True)  # the first of equals
-    found = torch.topk(scores, count, dim=-1, sorted=False)
-    last = found.values.amin(-1, keepdim=True)
-    tied = (scores >= last).sum(-1) > count
+    found = torch.topk(scores, count + 1, dim=-1)
+    indices = found.indices[..., :count]
+    tied = found.values[..., -2] == found.values[..., -1]  # which of them was taken is up to torch
     if not bool(tied.any()):
-        return found.indices
-    indices = found.indices.clone()
+        return indices
+    indices = indices.clone()
     indices[tied] = top_indices(scores[tied], count)
     return indices
 
