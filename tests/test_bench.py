@@ -223,3 +223,10 @@ def test_everything_on_the_page_is_escaped():
         "16.7 min",
         "27.8 h",
     ]
+
+
+def test_every_stem_names_claims_that_exist():
+    from proofs_check.claims import select
+
+    for stem in STEMS.values():
+        assert select(list(stem.claims))

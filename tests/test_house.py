@@ -15,7 +15,14 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("objectives", "unrolling", "proofs_check")
 ALLOWED = {
     "objectives": {"torch", "objectives"},
-    "unrolling": {"torch", "objectives", "unrolling", "safetensors", "matplotlib"},  # the last two inside functions
+    "unrolling": {
+        "torch",
+        "objectives",
+        "unrolling",
+        "safetensors",
+        "matplotlib",
+        "triton",
+    },  # the last three if needed
     "proofs_check": {
         *PACKAGES,
         "torch",

@@ -1,5 +1,6 @@
 """Fast paths against their plain twins: forward, backward and twice, on shapes that blocks do not divide."""
 
+import importlib
 import itertools
 
 import numpy as np
@@ -127,6 +128,31 @@ def test_mita_agrees(N, keys, experts, shared, deduplicate, given, small):
 
 
 TWO = ("plain", "fast")
+
+
+@pytest.mark.parametrize("N", [1, 7, 37])
+@pytest.mark.parametrize(("keys", "experts", "shared", "deduplicate", "given"), ROUTES)
+def test_masked_mita_agrees(N, keys, experts, shared, deduplicate, given):
+    if not shared and not keys:
+        return
+    q, k, v, r = (torch.randn(2, 3, n, 4, dtype=torch.float64, requires_grad=True) for n in (N, N, N, 5))
+    chosen = torch.randint(0, N, (2, 3, 5, max(keys, 1))) if given else None
+    how = kernels.Routing(0.5, keys, experts, shared, deduplicate, N == 7)
+    paths = (kernels.mita_plain, kernels.mita_masked)
+    found = [everything(lambda path=path: path(q, k, v, r, how, chosen), [q, k, v, r]) for path in paths]
+    close(found[1][0], found[0][0], 1e-11)
+    close(found[1][1], found[0][1], 1e-8)
+
+
+def test_few_tokens_are_masked_and_many_sorted(monkeypatch):
+    taken = []
+    module = importlib.import_module("unrolling.kernels.mita")
+    for name in ("mita_plain", "mita_masked", "routed_attention"):
+        monkeypatch.setattr(module, name, lambda *a, name=name: taken.append(name) or a[0])
+    for tokens in (4, 300, 2000):
+        x = torch.randn(2, tokens, 4)
+        mita(x, x, x, x[:, :2])
+    assert taken == ["mita_plain", "mita_masked", "routed_attention"]
 
 
 def test_mita_with_an_expert_that_all_queries_choose_and_others_empty(small):

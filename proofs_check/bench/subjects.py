@@ -321,7 +321,7 @@ STEMS: dict[str, Stem] = {
         Stem(
             "cbt",
             "CBT-S, and the same network with softmax attention",
-            ("cbsa", "kernels.cbsa", "models.cbt"),
+            ("cbsa", "kernels.cbsa", "models.cbt_small"),
             networks("cbt-small", "cbt-small-mssa"),
             (224, 512, 1024),
             "",

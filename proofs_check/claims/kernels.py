@@ -243,6 +243,13 @@ def _mita(kernel: str, **changes: Any) -> Callable[..., Tensor]:
     return lambda case, q, k, v, r: mita(q, k, v, r, kernel=kernel, **(_routing(case) | changes))
 
 
+def _masked(case: Case, q: Tensor, k: Tensor, v: Tensor, r: Tensor) -> Tensor:
+    options = _routing(case)
+    keys, experts = options["keys_per_expert"], min(options["experts_per_query"], case.m)
+    how = kernels.Routing(options["scale"], keys, experts, options["shared"], options["deduplicate"])
+    return kernels.mita_masked(q, k, v, r, how)
+
+
 def _mita_parts(change: Callable[..., Tensors]) -> Callable[..., Tensors]:
     return by(lambda case, q, k, v, r: _mita("plain")(case, *change(q, k, v, r)))
 
@@ -382,6 +389,21 @@ CLAIMS: tuple[Claim, ...] = (
             "gradient_not_through_the_landmarks": _mita_parts(lambda q, k, v, r: (q, k, v, r.detach())),
             "gradient_not_through_the_keys": _mita_parts(lambda q, k, v, r: (q, k.detach(), v, r)),
             "queries_exchanged": _mita_parts(lambda q, k, v, r: (q.flip(-2), k, v, r)),
+        },
+    ),
+    _kernel(
+        "mita.masked",
+        "MiTA as full attention to landmarks and keys, with log c added to the score of a key that c of the query's experts"
+        " hold, is MiTA, and so are its gradients.",
+        r"$\mathrm{softmax}(s\, [R; K]\, q + [0; \log c(q)])$",
+        _masked,
+        source="derived: a key counted c times weighs c exp(s q·k); MiTA, arXiv 2602.01219",
+        measure=agreement(_mita_inputs, _mita("plain"), _mita_condition),
+        code=("unrolling.kernels.mita:mita_masked",),
+        own={
+            "keys_counted_once": by(_mita("plain", deduplicate=True)),
+            "no_landmarks": by(_mita("plain", shared=False)),
+            "first_expert_only": by(_mita("plain", experts_per_query=1)),
         },
     ),
     _kernel(

@@ -2,7 +2,7 @@
 
 from .cbsa import contract_broadcast, contract_broadcast_plain, extraction
 from .coding_rate import StreamedRate, coding_rate, streamed_rate
-from .mita import mita, mita_plain
+from .mita import mita, mita_masked, mita_plain
 from .mssa import contract_tokens
 from .routed import Routing, routed_attention
 from .tssa import Statistics, memberships, shrink, shrink_plain
@@ -18,6 +18,7 @@ __all__ = [
     "extraction",
     "memberships",
     "mita",
+    "mita_masked",
     "mita_plain",
     "routed_attention",
     "shrink",

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .cbsa_triton import available, contract_broadcast_triton
 from .choice import PLAIN, choose, full_precision, second_gradient, second_order
 from .together import Shard, add, largest, sum_over
 
@@ -46,18 +47,22 @@ def contract_broadcast(
         pooling joins the others where they are, without another pass over the tokens.
         contraction: maps representatives Q to what is broadcast, given (Q, Q_ini, *parameters) of one head or of all.
         kernel: "plain" stores P; "fast" walks over blocks of tokens, one head at a time: pass one online, with one
-        log-sum-exp a block; pass two multiplies; the backward pass computes the scores again. "auto" takes the faster.
+        log-sum-exp a block; pass two multiplies; the backward pass computes the scores again. "auto" takes the
+        faster. On a GPU "fast" is a Triton kernel, where Triton is installed.
         shard: w holds one rank's tokens, initial (not a pooling) is the same on all ranks, and so is C.
     Memory
         fast, beside the result: one head's scores of at most 4 M tokens × representatives, whatever N and m.
     """
     pooling = None if isinstance(initial, Tensor) else initial
     queries = initial if isinstance(initial, Tensor) else initial(w)
-    if choose("contract_broadcast", kernel, lambda: _worth(w, queries), w, queries) == PLAIN:
+    on_gpu = w.ndim > 2 and available(w, queries)
+    if choose("contract_broadcast", kernel, lambda: on_gpu or _worth(w, queries), w, queries, half=on_gpu) == PLAIN:
         return contract_broadcast_plain(w, queries, contraction, *parameters, scale=scale, shard=shard)
     leading = torch.broadcast_shapes(w.shape[:-2], queries.shape[:-2])
     w, queries = (_rows(t.expand(*leading, *t.shape[-2:])) for t in (w, queries))
     spread = [torch.as_tensor(each, dtype=w.dtype, device=w.device).expand(*leading, 1, 1) for each in parameters]
+    if on_gpu:
+        return contract_broadcast_triton(w, queries, contraction, spread, scale, shard)
     if pooling is not None:
         queries = queries.detach()
     return _ContractBroadcast.apply(w, queries, contraction, pooling, (scale, shard), *spread)

@@ -22,11 +22,12 @@ def check_path(owner: str, kernel: object) -> None:
     check_choice(owner, "kernel", kernel, PATHS)
 
 
-def choose(owner: str, kernel: str, worth: Callable[[], bool], *tensors: Tensor) -> str:
+def choose(owner: str, kernel: str, worth: Callable[[], bool], *tensors: Tensor, half: bool = False) -> str:
     """The path for these tensors: the one that is asked for, or for "auto" the fast one where it is ``worth()`` it.
 
-    Under a compiler, on the meta device, under autocast, for half precision and inside ``torch.func`` transforms or
-    forward derivatives "auto" takes the formula: these see through it, and not through a kernel.
+    Under a compiler, on the meta device and inside ``torch.func`` transforms or forward derivatives "auto" takes the
+    formula: these see through it, and not through a kernel. So it does under autocast and for half precision, unless the
+    fast path sums in single precision (``half``).
     """
     check_path(owner, kernel)
     if kernel != "auto":
@@ -34,10 +35,10 @@ def choose(owner: str, kernel: str, worth: Callable[[], bool], *tensors: Tensor)
     first = tensors[0]
     if torch.compiler.is_compiling() or _transformed():
         return PLAIN
-    if first.device.type == "meta" or torch.is_autocast_enabled(first.device.type):
+    if first.device.type == "meta" or (torch.is_autocast_enabled(first.device.type) and not half):
         return PLAIN
     full = all(tensor.dtype in (torch.float32, torch.float64) for tensor in tensors)
-    return FAST if full and worth() else PLAIN
+    return FAST if (full or half) and worth() else PLAIN
 
 
 def second_order() -> bool:

@@ -6,13 +6,18 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
+from ..attend import attend
 from ..errors import check_count
 from .choice import PLAIN, choose
 from .routed import Routing, routed_attention
-from .tiles import repeated, top_indices
+from .tiles import repeated, top_indices, top_unordered
 
-__all__ = ["gathered", "merge_attention", "mita", "mita_plain", "of_experts"]
+__all__ = ["gathered", "merge_attention", "mita", "mita_masked", "mita_plain", "of_experts"]
+
+FEW = 512
+"""Tokens up to which all scores, masked, are computed faster than queries are sorted."""
 
 WORTH = 1 << 9
 """Queries of all heads from which sorting them is faster than gathering for each; see ``proofs-check bench mita``."""
@@ -53,7 +58,7 @@ def mita(
         paper, once for each. twice_scaled: the released code's ``s² q·landmark`` for the shared expert's scores.
         experts: the keys of every expert ``(..., m, k)``, where the landmarks do not choose them (blocks, say).
         kernel: "plain" gathers every query's keys, queries by chunks; "fast" sorts the queries by expert and lets tiles
-        of them read its keys; "auto" takes the faster.
+        of them read its keys; "auto" takes the faster, for few tokens full attention with a mask.
         chunk: queries at once on the plain path; by default what fits.
     Ties
         among equal products the lower index wins.
@@ -75,7 +80,38 @@ def mita(
         experts = experts.expand(*leading, *experts.shape[-2:])
     if choose("mita", kernel, lambda: q.shape[:-1].numel() >= WORTH, q, k, v, landmarks) == PLAIN:
         return mita_plain(q, k, v, landmarks, how, experts, chunk)
+    if kernel == "auto" and max(q.shape[-2], k.shape[-2]) <= FEW:
+        return mita_masked(q, k, v, landmarks, how, experts)
     return routed_attention(q, k, v, landmarks, how, experts)
+
+
+def mita_masked(
+    q: Tensor, k: Tensor, v: Tensor, landmarks: Tensor, how: Routing, experts: Tensor | None = None
+) -> Tensor:
+    """The same as full attention to landmarks and keys, minus infinity added where a query does not look: for few tokens.
+
+    A key that c of a query's experts hold gets log c, so that it counts c times.
+    """
+    leading, m, tokens = q.shape[:-2], landmarks.shape[-2], k.shape[-2]
+    probes = landmarks @ k.mT
+    chosen = top_unordered(probes, how.keys) if experts is None else experts
+    times = torch.zeros(*leading, m, tokens, dtype=q.dtype, device=q.device)
+    ones = torch.ones((), dtype=q.dtype, device=q.device).expand(chosen.shape)
+    times.scatter_(-1, chosen, 1.0) if experts is None else times.scatter_add_(-1, chosen, ones)
+    route = top_unordered(q @ landmarks.mT, how.experts)
+    shift = m * torch.arange(leading.numel(), device=q.device).view(*leading, 1, 1)
+    if how.experts == 1:  # the logarithm of m rows, not of one for every query
+        times = (times.clamp(max=1.0) if how.deduplicate else times).log()
+        bias = F.embedding((route + shift).squeeze(-1), times.view(-1, tokens))
+    else:
+        seen = F.embedding(route + shift, times.view(-1, tokens)).sum(-2)
+        bias = (seen.clamp(max=1.0) if how.deduplicate else seen).log()
+    if not how.shared:
+        return attend(q, k, v, how.scale, bias)
+    values = torch.softmax(how.scale * probes, dim=-1) @ v
+    factor = how.scale if how.twice_scaled else 1.0
+    keys, rows = torch.cat([factor * landmarks, k], dim=-2), torch.cat([values, v], dim=-2)
+    return attend(q, keys, rows, how.scale, F.pad(bias, (m, 0)))
 
 
 def mita_plain(
