@@ -26,6 +26,7 @@ from unrolling import (
     Tokens,
     parallel,
 )
+from unrolling.kernels import tiles
 from unrolling.parallel import ContextParallel, Shard, gather_tokens, shard_tokens, sum_gradients
 
 N, DIM, HEADS = 25, 12, 3
@@ -221,3 +222,17 @@ def empty_shard(rank, ranks):
 
 def test_a_rank_without_tokens_is_told():
     run(2, empty_shard)
+
+
+def equal_keys(rank, ranks):
+    k = torch.tensor([1.0, 2.0, 2.0, 0.0, 2.0, 1.0, 2.0]).view(1, 7, 1)
+    landmarks = torch.ones(1, 1, 1)
+    shard = Shard((3, 4), rank)
+    for count in (1, 2, 3, 6, 9):
+        found = parallel._chosen(landmarks, shard_tokens(k, (3, 4)), count, shard)
+        want = tiles.top_indices(landmarks @ k.mT, count)
+        assert torch.equal(found, want), (count, found, want)
+
+
+def test_ties_between_ranks_are_won_by_the_lower_place():
+    run(2, equal_keys)
