@@ -8,6 +8,7 @@ from proofs_check.__main__ import main
 from proofs_check.bench import STEMS, Contestant, Measured, Sizes, command, measure_stem
 from proofs_check.bench.cost_model import Link, fit, reduced_numbers
 from proofs_check.bench.page import page, seconds
+from proofs_check.bench.ranks import check_ranks
 from proofs_check.bench.subjects import LIMIT, OURS
 from proofs_check.bench.timing import BOTH, FORWARD, _memory, _runner, fraction_of_limit, ratio, slope
 from proofs_check.claim import Verdict
@@ -128,7 +129,22 @@ def test_the_numbers_to_be_summed_do_not_depend_on_the_tokens():
     assert reduced_numbers("coding_rate", SMALL) == 144
 
 
-SIZES = ("--sizes", "64,1024,2048,4096", "--dim", "12", "--heads", "3", "-m", "4", "--keys", "3", "--repetitions", "1")
+SIZES = (
+    "--sizes",
+    "64,1024,2048,4096",
+    "--dim",
+    "12",
+    "--heads",
+    "3",
+    "-m",
+    "4",
+    "--keys",
+    "3",
+    "--repetitions",
+    "1",
+    "--ranks",
+    "1",
+)
 
 
 def test_the_command_writes_what_it_measured(sound, tmp_path, capsys):
@@ -230,3 +246,13 @@ def test_every_stem_names_claims_that_exist():
 
     for stem in STEMS.values():
         assert select(list(stem.claims))
+
+
+def test_the_model_is_held_against_processes_of_this_machine():
+    """On two processes: every number is measured, and the prediction is the shard's own time and the sums'."""
+    checks = check_ranks(["tssa", "mita"], SMALL, ranks=2, tokens=64, repetitions=2)
+    assert [check.stem for check in checks] == ["tssa", "mita"]
+    for check in checks:
+        sums = 2 * Link(check.bandwidth, check.latency).all_reduce(4 * reduced_numbers(check.stem, SMALL), 2)
+        assert check.predicted == pytest.approx(check.local + sums)
+        assert min(check.local, check.measured, check.latency, check.bandwidth) > 0

@@ -10,6 +10,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 from ..inputs import InputError, default_image, from_image
 from ..run import PROFILES, Campaign
 from .cost_model import COMMUNICATION, CostModel, Link, fit
+from .ranks import RANKED, RankCheck, check_ranks
 from .subjects import OURS, STEMS, Contestant, Sizes
 from .timing import BOTH, MODES, Measured, fraction_of_limit, measure_stem, ratio, slope
 
@@ -54,6 +56,13 @@ def add_parser(commands: Any, write: Callable[[Path, str], None]) -> None:
     bench.add_argument("--against", type=Path, metavar="FILE.py", help="more contestants: see below")
     bench.add_argument("--model", action="store_true", help="predict time and memory to 10⁸ tokens on many machines")
     bench.add_argument("--machines", type=_numbers, default=(1, 8, 64), metavar="G,G,…", help="for --model (1,8,64)")
+    bench.add_argument(
+        "--ranks",
+        type=_count,
+        default=2,
+        metavar="R",
+        help="for --model: processes here to hold it against (2; 1: none)",
+    )
     bench.add_argument("--bandwidth", type=_positive, default=50.0, metavar="GB/s", help="between machines (50)")
     bench.add_argument("--latency", type=_positive, default=20.0, metavar="µs", help="between machines (20)")
     bench.add_argument("--compare", type=Path, metavar="FILE", help="an earlier --json: what became slower")
@@ -124,14 +133,15 @@ def _bench(options: argparse.Namespace, write: Callable[[Path, str], None]) -> i
     models = [model for name in sound for model in _models(name, sizes, found[name])] if options.model else []
     if options.model and not models:
         print(f"no cost model: it needs three sizes from 1,024 tokens on, of {', '.join(COMMUNICATION)}.")
-    run = _result(options, sizes, found, said, models)
+    checks = _ranks(sizes, [model.stem for model in models], options.ranks)
+    run = _result(options, sizes, found, said, models, checks)
     lines = [] if before is None else _compare(before, found)
-    print("\n".join([*lines, *map(_predicted, models)]))
+    print("\n".join([*lines, *map(_predicted, models), *map(_checked, checks)]))
     if options.json is not None:
         write(options.json, json.dumps(run, indent=1, ensure_ascii=False) + "\n")
         print(f"measurements: {options.json}")
     if options.html is not None:
-        write(options.html, _page(run, found, models, lines, options))
+        write(options.html, _page(run, found, models, checks, lines, options))
         print(f"page: {options.html} (open it in a browser)")
     return 0 if len(sound) == len(names) else 1
 
@@ -212,6 +222,24 @@ def _models(name: str, sizes: Sizes, found: list[Measured]) -> list[CostModel]:
     return [] if model is None else [model]
 
 
+def _ranks(sizes: Sizes, names: list[str], ranks: int) -> list[RankCheck]:
+    able = [name for name in names if name in RANKED]
+    if not able or ranks < 2 or sizes.device != "cpu" or sizes.dtype == torch.bfloat16:
+        return []
+    return check_ranks(able, sizes, ranks)
+
+
+def _checked(check: RankCheck) -> str:
+    from .page import seconds
+
+    return (
+        f"{check.stem}: {check.tokens:,} tokens on {check.ranks} processes of this machine, a thread each, the layer forward"
+        f" and backward: its shard alone {seconds(check.local)}, with the sums {seconds(check.measured)},"
+        f" {check.measured / check.predicted:.2f} times the predicted (a message {seconds(check.latency)},"
+        f" {check.bandwidth / 1e9:.3g} GB/s)."
+    )
+
+
 def _predicted(model: CostModel) -> str:
     from .page import seconds, size
 
@@ -229,6 +257,7 @@ def _result(
     found: dict[str, list[Measured]],
     said: dict[str, str],
     models: list[CostModel],
+    checks: list[RankCheck],
 ) -> dict[str, Any]:
     """The object of ``--json``, schema 1."""
     stems = {}
@@ -262,7 +291,8 @@ def _result(
         },
         "claims": said,
         "stems": stems,
-        "model": [vars(model) | {"checked": model.checked} for model in models],
+        "model": [asdict(model) for model in models],
+        "ranks": [asdict(check) for check in checks],
     }
 
 
@@ -324,6 +354,7 @@ def _page(
     run: dict[str, Any],
     found: dict[str, list[Measured]],
     models: list[CostModel],
+    checks: list[RankCheck],
     lines: list[str],
     options: argparse.Namespace,
 ) -> str:
@@ -337,7 +368,7 @@ def _page(
     if models:
         link = Link(options.bandwidth * 1e9, options.latency * 1e-6)
         drawn = plots.svg_of(plot_model(models, options.machines, link))
-        said = "".join(f"<p>{escape(_predicted(model))}</p>" for model in models)
+        said = "".join(f"<p>{escape(text)}</p>" for text in [*map(_predicted, models), *map(_checked, checks)])
         parts.append(
             "<h2>Many machines</h2><p class='note'>Fitted to the sizes from 1,024 but the largest, which is the check; sums"
             f" pass through a ring at {options.bandwidth:g} GB/s after {options.latency:g} µs a message.</p>"

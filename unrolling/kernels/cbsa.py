@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .cbsa_triton import available, contract_broadcast_triton
 from .choice import PLAIN, choose, full_precision, second_gradient, second_order
+from .scratch import room
 from .together import Shard, add, largest, sum_over
 
 __all__ = ["Contraction", "Pooling", "contract_broadcast", "contract_broadcast_plain", "extraction"]
@@ -147,7 +148,7 @@ class _Head:
         self.kept = len(w) * len(initial) <= HELD
         largest = max(piece.blocks * piece.tokens for piece in self.pieces)
         size = len(initial) * (len(w) if self.kept else largest)
-        self.buffer = w.new_empty(size) if buffer is None else buffer
+        self.buffer = room("scores", (size,), w) if buffer is None else buffer
 
     def _within(self, piece: _Piece, offset: int) -> tuple[Tensor, Tensor]:
         """P within each block and its largest score, ``(blocks, m)``."""
@@ -259,7 +260,7 @@ def _head_backward(
     """
     head = _Head(w, initial, ctx.scale, work[0] if work else None)
     if not work:
-        work += [head.buffer, torch.empty_like(head.buffer)]
+        work += [head.buffer, room("d scores", head.buffer.shape, w)]
     shard, ranks = ctx.shard, 1 if ctx.shard is None else ctx.shard.ranks
     Q = head.extract(shard=shard)
     dC = torch.zeros_like(Q)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .cbsa import _heads, _like_tokens
 from .choice import full_precision, second_gradient, second_order
-from .tiles import Tiles, pick, repeated, top_indices, top_unordered
+from .scratch import room
+from .tiles import Tiles, pick, seen_before, top_indices, top_unordered
 
 __all__ = ["Routing", "routed_attention"]
 
@@ -142,14 +143,14 @@ def _group_forward(group: _Group, experts: Tensor | None, how: Routing, known: T
     outs, totals, routes = [], [], []
     tables = (chosen, k, v) if width else None
     for queries in _split(q, landmarks.shape[-2]):
-        nearness = queries @ landmarks.mT
+        nearness = _product(queries, landmarks.mT, "nearness")
         route = top_unordered(nearness, how.experts if width else 0)
         parts: list[tuple[Tensor, Tensor]] = []
         if how.shared:
             scores = nearness.mul_(how.shared_scale)
             largest = scores.amax(-1)
-            weights = torch.softmax(scores, dim=-1)
-            parts.append((weights @ values, largest - weights.amax(-1).log()))
+            weights = torch.softmax(scores, dim=-1, out=scores)
+            parts.append((_product(weights, values, "shared"), largest - weights.amax(-1).log()))
         if tables is not None:
             read, logs = _read_tiles(queries, tables, route, how)
             parts += [(read[..., j, :], logs[..., j]) for j in range(read.shape[-2])]
@@ -161,7 +162,7 @@ def _group_forward(group: _Group, experts: Tensor | None, how: Routing, known: T
         outs.append(merged)
         totals.append(total)
         routes.append(route.to(torch.int32))
-    return _Kept(values, lse, chosen, torch.cat(routes, 1), torch.cat(totals, 1)), torch.cat(outs, 1)
+    return _Kept(values, lse, chosen, _whole(routes), _whole(totals)), _whole(outs)
 
 
 def _read_all(group: _Group, experts: Tensor | None, how: Routing) -> tuple[Tensor, Tensor, Tensor]:
@@ -216,11 +217,11 @@ def _tiled(queries: Tensor, chosen: Tensor, route: Tensor) -> Tiles:
     return Tiles.of(entries, heads * m, size)
 
 
-def _of_experts(rows: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
+def _of_experts(rows: Tensor, chosen: Tensor, name: str = "") -> tuple[Tensor, Tensor]:
     """The rows of every expert ``(heads · m, k, p)``, and where they stand among the rows of all heads."""
     heads, tokens, p = rows.shape
     index = (chosen + tokens * torch.arange(heads, device=rows.device).view(-1, 1, 1)).flatten()
-    return pick(rows.reshape(-1, p), index).view(-1, chosen.shape[-1], p), index
+    return pick(rows.reshape(-1, p), index, name).view(-1, chosen.shape[-1], p), index
 
 
 def _tile_scores(
@@ -231,11 +232,14 @@ def _tile_scores(
     tiles = _tiled(queries, chosen, route)
     each = route.shape[-1]
     rows = queries.reshape(-1, queries.shape[-1])
-    tile_q = pick(rows, tiles.entry if each == 1 else tiles.entry // each)
-    tile_k, tile_v = (pick(_of_experts(table, chosen)[0], tiles.expert) for table in (k, v))
-    scores = torch.bmm(tile_q, tile_k.mT).mul_(how.scale)
+    tile_q = pick(rows, tiles.entry if each == 1 else tiles.entry // each, "tile q")
+    tile_k, tile_v = (
+        pick(_of_experts(table, chosen, f"table {name}")[0], tiles.expert, f"tile {name}")
+        for table, name in ((k, "k"), (v, "v"))
+    )
+    scores = _product(tile_q, tile_k.mT, "tile scores").mul_(how.scale)
     if how.deduplicate:
-        scores.masked_fill_(tiles.read(_seen_before(chosen, route)), -math.inf)
+        scores.masked_fill_(tiles.read(seen_before(chosen, route)), -math.inf)
     return tiles, tile_q, tile_k, tile_v, scores
 
 
@@ -250,32 +254,9 @@ def _read_tiles(
         largest = largest.clamp(min=torch.finfo(scores.dtype).min)
     weights = scores.sub_(largest).exp_()
     sums = weights.sum(-1, keepdim=True)
-    read = torch.bmm(weights, tile_v).div_(sums.clamp(min=torch.finfo(scores.dtype).tiny))
+    read = _product(weights, tile_v, "tile read").div_(sums.clamp(min=torch.finfo(scores.dtype).tiny))
     logs = largest + sums.log()
-    return tiles.back(read).view(*route.shape, -1), tiles.back(logs).view(route.shape)
-
-
-def _seen_before(chosen: Tensor, route: Tensor) -> Tensor:
-    """Which keys of an entry stood in one of the query's experts before it ``(entries, k)``."""
-    heads, m, width = chosen.shape
-    ordered = chosen.sort(dim=-1).values
-    # member[h, e, j, f]: whether key j of expert e is one of expert f's.
-    member = torch.empty(heads, m, width, m, dtype=torch.bool, device=chosen.device)
-    for other in range(m):
-        row = ordered[:, other : other + 1].expand(-1, m, -1).contiguous()
-        spot = torch.searchsorted(row, chosen.contiguous()).clamp(max=width - 1)
-        member[..., other] = row.gather(-1, spot) == chosen
-    member = member.movedim(-1, 2).reshape(heads * m * m, width)
-    own = repeated(chosen).reshape(heads * m, width)
-    shift = m * torch.arange(heads, device=route.device).view(-1, 1)
-    masks = []
-    for j in range(route.shape[-1]):
-        expert = (route[..., j] + shift).flatten()
-        mask = pick(own, expert)
-        for earlier in range(j):
-            mask |= pick(member, expert * m + route[..., earlier].flatten())
-        masks.append(mask)
-    return torch.stack(masks, dim=1).flatten(0, 1)
+    return tiles.back(read, "routed").view(*route.shape, -1), tiles.back(logs).view(route.shape)
 
 
 def _group_backward(
@@ -296,10 +277,11 @@ def _group_backward(
         mine = d_q[:, part]
         mine.zero_()
         if how.shared:
-            weights = (queries @ landmarks.mT).mul_(how.shared_scale).sub_(lse).exp_()
+            weights = _product(queries, landmarks.mT, "nearness").mul_(how.shared_scale).sub_(lse).exp_()
             d_values += weights.mT @ g
-            d_scores = (g @ kept.landmark_values.mT).sub_(mean[:, part]).mul_(weights).mul_(how.shared_scale)
-            mine += d_scores @ landmarks
+            d_scores = _product(g, kept.landmark_values.mT, "d scores").sub_(mean[:, part])
+            d_scores.mul_(weights).mul_(how.shared_scale)
+            mine += _product(d_scores, landmarks, "shared")
             d_landmarks += d_scores.mT @ queries
         if tables is not None:
             route = kept.routes[:, part].to(torch.int64)
@@ -315,7 +297,7 @@ def _group_backward(
             keys, rows = k[:, part], v[:, part]
             weights = _products(landmarks, keys).mul_(how.scale).sub_(kept.landmark_lse).exp_()
             d_v[:, part] += weights.mT @ d_values
-            d_scores = _products(d_values, rows).sub_(along).mul_(weights).mul_(how.scale)
+            d_scores = _products(d_values, rows, "d products").sub_(along).mul_(weights).mul_(how.scale)
             d_landmarks += d_scores @ keys
             d_k[:, part] += d_scores.mT @ landmarks
     return d_q, d_k, d_v, d_landmarks, d_values
@@ -336,31 +318,40 @@ def _tiles_backward(
     each = route.shape[-1]
     at = tiles.entry if each == 1 else tiles.entry // each
 
-    def by_tile(rows: Tensor) -> Tensor:
-        return pick(rows.reshape(-1, rows.shape[-1]), at)
+    def by_tile(rows: Tensor, name: str = "") -> Tensor:
+        return pick(rows.reshape(-1, rows.shape[-1]), at, name)
 
     used = tiles.used.unsqueeze(-1)
     weights = scores.sub_(by_tile(lse)).exp_()
-    tile_g, tile_mean = by_tile(g).mul_(used), by_tile(mean).mul_(used)
+    tile_g, tile_mean = by_tile(g, "tile g").mul_(used), by_tile(mean).mul_(used)
     d_tables[1].index_add_(0, tiles.expert, torch.bmm(weights.mT, tile_g))
-    d_scores = torch.bmm(tile_g, tile_v.mT).sub_(tile_mean).mul_(weights).mul_(how.scale)
+    d_scores = _product(tile_g, tile_v.mT, "d tile scores").sub_(tile_mean).mul_(weights).mul_(how.scale)
     d_tables[0].index_add_(0, tiles.expert, torch.bmm(d_scores.mT, tile_q))
-    d_entries = tiles.back(torch.bmm(d_scores, tile_k))
+    d_entries = tiles.back(_product(d_scores, tile_k, "tile read"), "routed")
     if each > 1:
         d_entries = d_entries.unflatten(0, (-1, each)).sum(1)
     return d_entries.view_as(queries)
 
 
-def _products(left: Tensor, rows: Tensor) -> Tensor:
+def _product(left: Tensor, right: Tensor, name: str) -> Tensor:
+    """``left right`` in the room of that name."""
+    return torch.bmm(left, right, out=room(name, (left.shape[0], left.shape[1], right.shape[2]), left))
+
+
+def _products(left: Tensor, rows: Tensor, name: str = "products") -> Tensor:
     """``left rowsᵀ`` ``(heads, m, tokens)``, of one head by blocks of tokens: wide and flat products run at half speed."""
     tokens = rows.shape[-2]
     if left.shape[0] > 1 or tokens < 4096:
-        return left @ rows.mT
-    out = left.new_empty(1, left.shape[-2], tokens)
+        return _product(left, rows.mT, name)
+    out = room(name, (1, left.shape[-2], tokens), left)
     for start in range(0, tokens, 2048):
         part = slice(start, min(start + 2048, tokens))
         torch.mm(left[0], rows[0, part].mT, out=out[0, :, part])
     return out
+
+
+def _whole(chunks: list[Tensor]) -> Tensor:
+    return chunks[0] if len(chunks) == 1 else torch.cat(chunks, dim=1)
 
 
 def _chunks(tokens: int, each: int) -> list[slice]:

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["Tiles", "pick", "repeated", "top_indices", "top_unordered"]
+from .scratch import room
+
+__all__ = ["Tiles", "pick", "repeated", "seen_before", "top_indices", "top_unordered"]
 
 
 class Tiles(NamedTuple):
@@ -48,17 +50,21 @@ class Tiles(NamedTuple):
         """Rows ``(entries, ...)`` by tile ``(tiles, size, ...)``; what is not used repeats entry 0."""
         return pick(rows, self.entry)
 
-    def back(self, tiles: Tensor) -> Tensor:
+    def back(self, tiles: Tensor, name: str = "") -> Tensor:
         """``(tiles, size, ...)`` by entry."""
-        return pick(tiles.flatten(0, 1), self.place)
+        return pick(tiles.flatten(0, 1), self.place, name)
 
 
-def pick(rows: Tensor, index: Tensor) -> Tensor:
-    """``rows[index]`` along the first axis: as an embedding of flat rows, the fastest of torch's ways to copy them."""
+def pick(rows: Tensor, index: Tensor, name: str = "") -> Tensor:
+    """``rows[index]`` along the first axis, copied as flat rows; into the room of that name, if one is named."""
     flat = rows.reshape(len(rows), -1)
+    shape = (*index.shape, *rows.shape[1:])
     if flat.shape[-1] == 1 or flat.dtype == torch.bool:
-        return rows.index_select(0, index.flatten()).view(*index.shape, *rows.shape[1:])
-    return F.embedding(index, flat).view(*index.shape, *rows.shape[1:])
+        return rows.index_select(0, index.flatten()).view(shape)
+    if not name:
+        return F.embedding(index, flat).view(shape)
+    found = room(name, (index.numel(), flat.shape[-1]), flat)
+    return torch.index_select(flat, 0, index.flatten(), out=found).view(shape)
 
 
 def top_indices(scores: Tensor, count: int) -> Tensor:
@@ -75,12 +81,13 @@ def top_unordered(scores: Tensor, count: int) -> Tensor:
         return torch.arange(count, device=scores.device).expand(*scores.shape[:-1], count)
     if count == 1:
         return scores.argmax(-1, keepdim=True)  # the first of equals
-    found = torch.topk(scores, count + 1, dim=-1)
-    indices = found.indices[..., :count]
-    tied = found.values[..., -2] == found.values[..., -1]  # which of them was taken is up to torch
+    found = torch.topk(scores, count + 1, dim=-1, sorted=False)
+    least = found.values.min(dim=-1, keepdim=True)
+    tied = (found.values == least.values).sum(-1) > 1  # which of them is taken is up to torch
+    # The last takes the place of the least, which is one too many.
+    indices = found.indices.scatter(-1, least.indices, found.indices[..., -1:])[..., :count]
     if not bool(tied.any()):
         return indices
-    indices = indices.clone()
     indices[tied] = top_indices(scores[tied], count)
     return indices
 
@@ -91,3 +98,26 @@ def repeated(index: Tensor) -> Tensor:
     again = torch.zeros_like(ordered, dtype=torch.bool)
     again[..., 1:] = ordered[..., 1:] == ordered[..., :-1]
     return torch.zeros_like(again).scatter(-1, order, again)
+
+
+def seen_before(chosen: Tensor, route: Tensor) -> Tensor:
+    """Which keys of an entry stood in one of the query's experts before it ``(entries, k)``."""
+    heads, m, width = chosen.shape
+    ordered = chosen.sort(dim=-1).values
+    # member[h, e, j, f]: whether key j of expert e is one of expert f's.
+    member = torch.empty(heads, m, width, m, dtype=torch.bool, device=chosen.device)
+    for other in range(m):
+        row = ordered[:, other : other + 1].expand(-1, m, -1).contiguous()
+        spot = torch.searchsorted(row, chosen.contiguous()).clamp(max=width - 1)
+        member[..., other] = row.gather(-1, spot) == chosen
+    member = member.movedim(-1, 2).reshape(heads * m * m, width)
+    own = repeated(chosen).reshape(heads * m, width)
+    shift = m * torch.arange(heads, device=route.device).view(-1, 1)
+    masks = []
+    for j in range(route.shape[-1]):
+        expert = (route[..., j] + shift).flatten()
+        mask = pick(own, expert)
+        for earlier in range(j):
+            mask |= pick(member, expert * m + route[..., earlier].flatten())
+        masks.append(mask)
+    return torch.stack(masks, dim=1).flatten(0, 1)

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .choice import PLAIN, choose, full_precision, second_gradient, second_order
+from .scratch import room
 from .together import Shard, add, sum_before, sum_over
 
 __all__ = ["Statistics", "memberships", "shrink", "shrink_plain"]
@@ -215,7 +216,7 @@ def _set_backward(
     whole, moments, counts = statistics
     shrinkage = how.factor(len(x) if shard is None else shard.total) / (1.0 + how.rate * moments)
     dD = torch.zeros_like(moments)
-    one, two = _room(x), _room(x)
+    one, two = _room(x), _room(x, "other chunk")
     for part in _chunks(x):
         rows = x[part]
         dD += torch.mul(rows, g[part], out=one[: len(rows)]).mul_(_of(Pi, part)).sum(0)
@@ -376,9 +377,9 @@ def _causal_chunks(w: Tensor) -> list[slice]:
     return [slice(start, min(start + each, tokens)) for start in range(0, tokens, each)]
 
 
-def _room(x: Tensor) -> Tensor:
-    """Room for a chunk, written again and again: fresh memory costs more than the arithmetic."""
-    return torch.empty_like(x[: max(1, CHUNK // x[0].numel())])
+def _room(x: Tensor, name: str = "chunk") -> Tensor:
+    """Room for a chunk."""
+    return room(name, (min(len(x), max(1, CHUNK // x[0].numel())), *x.shape[1:]), x)
 
 
 def _of(numbers: Tensor, part: slice) -> Tensor:
