@@ -19,7 +19,7 @@ from .kernels.mita import mita_plain
 from .kernels.mssa import contract_tokens
 from .kernels.reading import read_all, read_all_plain
 from .kernels.routed import Routing, routed_attention
-from .kernels.tiles import top_indices
+from .kernels.tiles import top_indices, top_unordered
 from .kernels.together import Shard, largest, sum_over
 from .kernels.tssa import memberships, shrink
 from .layers.agent import AgentAttention
@@ -205,7 +205,7 @@ def _chosen(landmarks: Tensor, k: Tensor, keys: int, shard: Shard) -> Tensor:
     with torch.no_grad():
         products = landmarks @ k.mT
         width = min(keys, shard.total)
-        mine = top_indices(products, min(width, k.shape[-2]))
+        mine = top_unordered(products, min(width, k.shape[-2]))
         missing = width - mine.shape[-1]
         scores = F.pad(products.gather(-1, mine), (0, missing), value=-math.inf)
         places = F.pad(mine + shard.start, (0, missing), value=shard.total)
