@@ -24,7 +24,7 @@ from unrolling import (
     mita,
 )
 from unrolling.attend import attend
-from unrolling.kernels import choice, tiles
+from unrolling.kernels import choice, scratch, tiles
 
 TIGHT = {torch.float64: 1e-11, torch.float32: 1e-5}
 
@@ -283,6 +283,15 @@ class Biggest(TorchDispatchMode):
         return out
 
 
+LAYERS = {
+    "cbsa": lambda: CBSA(12, 3, representatives=SequencePool(5), form="softmax"),
+    "tssa": lambda: TSSA(12, 3),
+    "tssa causal": lambda: TSSA(12, 3, causal=True),
+    "mita": lambda: MiTA(12, 3, landmarks=SequencePool(5), keys_per_expert=4),
+    "mssa": lambda: MSSA(12, 3),
+}
+
+
 @pytest.mark.parametrize("make", [CBSA, TSSA, MiTA])
 def test_no_array_is_larger_than_the_tokens(make, monkeypatch):
     monkeypatch.setattr(kernels.cbsa, "HELD", 64)
@@ -295,6 +304,7 @@ def test_no_array_is_larger_than_the_tokens(make, monkeypatch):
     layer = make(12, 3, kernel="fast", **options)
     x = torch.randn(1, 500, 12, requires_grad=True)
     limit = 500 * 12
+    kernels.release()  # rooms that other tests have left
     biggest = Biggest()
     with biggest:
         layer(x).square().mean().backward()
@@ -306,13 +316,24 @@ def test_no_array_is_larger_than_the_tokens(make, monkeypatch):
         assert biggest.numbers > limit
 
 
-LAYERS = {
-    "cbsa": lambda: CBSA(12, 3, representatives=SequencePool(5), form="softmax"),
-    "tssa": lambda: TSSA(12, 3),
-    "tssa causal": lambda: TSSA(12, 3, causal=True),
-    "mita": lambda: MiTA(12, 3, landmarks=SequencePool(5), keys_per_expert=4),
-    "mssa": lambda: MSSA(12, 3),
-}
+@pytest.mark.parametrize("name", LAYERS)
+def test_rooms_that_are_kept_do_not_show(name, small):
+    """The same twice, smaller and larger in between, inference mode among them; and released, nothing is held."""
+    layer = LAYERS[name]().double()
+    layer.kernel = "fast"
+    x = torch.randn(2, 50, 12, dtype=torch.float64)
+    kernels.release()
+    with torch.inference_mode():
+        first = layer(x)
+    others = [everything(lambda n=n: layer(x[:, :n]), list(layer.parameters()), second=False) for n in (7, 50, 23)]
+    with torch.no_grad():
+        assert torch.equal(layer(x), first)
+    kernels.release()
+    again = [everything(lambda n=n: layer(x[:, :n]), list(layer.parameters()), second=False) for n in (7, 50, 23)]
+    for one, two in zip(others, again, strict=True):
+        close(one, two, 0)
+    kernels.release()
+    assert not scratch._rooms.held
 
 
 @pytest.mark.parametrize("name", LAYERS)

@@ -245,7 +245,7 @@ def _predicted(model: CostModel) -> str:
 
     at, factor = model.checked or (0, math.nan)
     return (
-        f"{model.stem}: {model.per_token * 1e9:.3g} ns and {model.bytes_per_token:.4g} bytes a token, {model.mode};"
+        f"{model.stem}: {seconds(model.per_token)} and {size(model.bytes_per_token)} a token, {model.mode};"
         f" {model.numbers:,} numbers to be summed. Predicted for {at:,} tokens from smaller sizes: {factor:.2f} times the"
         f" measured. 10⁸ tokens on one machine: {seconds(model.seconds(1e8))}, {size(model.memory(1e8))}."
     )

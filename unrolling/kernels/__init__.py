@@ -5,6 +5,7 @@ from .coding_rate import StreamedRate, coding_rate, streamed_rate
 from .mita import mita, mita_masked, mita_plain
 from .mssa import contract_tokens
 from .routed import Routing, routed_attention
+from .scratch import release
 from .tssa import Statistics, memberships, shrink, shrink_plain
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "mita",
     "mita_masked",
     "mita_plain",
+    "release",
     "routed_attention",
     "shrink",
     "shrink_plain",
