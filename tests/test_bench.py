@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import time
 
@@ -82,6 +83,19 @@ def test_memory_is_what_a_run_holds_beside_its_inputs():
         pytest.skip("no /proc to read")
     assert 0.9 * 80e6 < held < 1.3 * 80e6
     assert _memory(lambda: None, Sizes()) < 8e6
+
+
+def test_every_round_begins_with_another_contestant():
+    ran = []
+
+    def named(name):
+        return Contestant(name, (torch.ones(1),), lambda x: ran.append(name) or time.sleep(0.003) or 2 * x)
+
+    stem = dataclasses.replace(STEMS["tssa"], contestants=lambda sizes, n: [named("a"), named("b"), named("c")])
+    measure_stem(stem, SMALL, (16,), repetitions=3)
+    warm, rounds = ran[:6], "".join(ran[6:15])
+    assert sorted(warm) == ["a", "a", "b", "b", "c", "c"]
+    assert rounds == "abc" + "bca" + "cab"
 
 
 def test_backward_is_part_of_both():

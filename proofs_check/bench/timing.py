@@ -52,7 +52,8 @@ def measure_stem(
 ) -> list[Measured]:
     """All contestants at all sizes, forward, and forward with backward.
 
-    Repetitions go round: every contestant once, then every one again, so that a slow minute of the machine slows all.
+    Repetitions go round: every contestant once, then every one again, so that a slow minute of the machine slows all; each
+    round begins with another one, so that none always finds the memory as the same other left it.
     A contestant of which one run would take more than ``longest`` seconds, judged by its time at the size before, is
     left out; one that takes more than a second runs thrice. others: more contestants, the user's.
     """
@@ -65,9 +66,11 @@ def measure_stem(
             times: list[list[float]] = [[] for _ in able]
             repeats = [_warm(run, sizes) for run in runs]
             for turn in range(repetitions):
-                for index, (run, (inner, usual)) in enumerate(zip(runs, repeats, strict=True)):
+                for place in range(len(runs)):
+                    index = (turn + place) % len(runs)
+                    inner, usual = repeats[index]
                     if turn < (3 if usual > 1.0 else repetitions):
-                        times[index].append(_once(run, inner, sizes))
+                        times[index].append(_once(runs[index], inner, sizes))
             gc.collect()
             memories = [_memory(run, sizes) for run in runs]
             for rival, taken, memory in zip(able, times, memories, strict=True):
