@@ -264,6 +264,15 @@ def test_a_stream_of_what_is_no_tokens_is_refused(rows, says):
         kernels.streamed_rate(rows)
 
 
+def test_a_stream_whose_squares_have_lost_the_rate_is_refused():
+    long = 1e5 * torch.randn(50, 1) * torch.ones(1, 4) + torch.randn(50, 4)
+    with pytest.raises(ValueError, match=r"squaring these rows loses the rate.*double precision"):
+        kernels.streamed_rate(long, 0.1)
+    torch.testing.assert_close(kernels.streamed_rate(long.double(), 0.1).value, CodingRate(0.1).value(long.double()))
+    with pytest.raises(ValueError, match="tokens must be at least 1, but is 0"):
+        kernels.streamed_rate(long, tokens=0)
+
+
 def test_a_stream_holds_one_piece():
     biggest = Biggest()
     with biggest:

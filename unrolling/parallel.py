@@ -74,7 +74,8 @@ class ContextParallel(nn.Module):
         needs = _needs_all(layer)
         if needs:
             raise ValueError(f"ContextParallel: {type(layer).__name__} with {needs} needs all tokens on one machine.")
-        self.layer, self.group = layer, group
+        self.layer: CBSA | TSSA | MSSA | AgentAttention | MiTA = layer
+        self.group = group
 
     def forward(self, x: Tensor, grid: tuple[int, int] | None = None, shard: Shard | None = None) -> Tensor:
         """One rank's tokens after the layer; ``shard`` saves asking the others how many tokens they hold."""
@@ -89,12 +90,11 @@ class ContextParallel(nn.Module):
             else:
                 change = _cbsa(layer, w, shard, grid) if isinstance(layer, CBSA) else _mssa(layer, w, shard)
             return layer._moved(x, layer._back(change, basis))
-        assert isinstance(layer, AttentionLayer)
         q, k, v = layer.queries(x), layer.keys(x), layer.values(x)
-        read = _agent(layer, q, k, v, x, shard, grid) if isinstance(layer, AgentAttention) else None
         if isinstance(layer, MiTA):
             read = _mita(layer, q, k, v, x, shard, grid)
-        assert read is not None
+        else:
+            read = _agent(layer, q, k, v, x, shard, grid)
         attention = layer._joined(read, v, grid, x)
         return attention if layer.plain else x + layer.step * (attention - x)
 

@@ -253,7 +253,7 @@ class _ContractBroadcast(torch.autograd.Function):
 def _head_backward(
     w: Tensor, initial: Tensor, parameters: list[Tensor], grad: Tensor, dw: Tensor, ctx: Any, work: list[Tensor]
 ) -> tuple[Tensor, list[Tensor]]:
-    """Dw is written in place; returns the gradients of Q_ini and of the parameters. G = grad:
+    """Writes the gradient of w into dw; returns those of Q_ini and of the parameters. G = grad:
 
     ``dC = P G``, ``dQ`` by the contraction, ``dP = C Gᵀ + dQ wᵀ``, ``dS = P ∘ (dP − rows(C ∘ dC + Q ∘ dQ))``,
     ``dw = Pᵀ dQ + s dSᵀ Q_ini``, ``dQ_ini = s dS w``.

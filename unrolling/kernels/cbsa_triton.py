@@ -18,7 +18,9 @@ __all__ = ["available", "contract_broadcast_triton"]
 LARGEST = 128
 """Representatives, and dimensions of a head, that fit into registers."""
 
-if importlib.util.find_spec("triton") is not None:
+INSTALLED = importlib.util.find_spec("triton") is not None
+
+if INSTALLED:
     import triton
     import triton.language as tl
 
@@ -131,7 +133,7 @@ if importlib.util.find_spec("triton") is not None:
 
 def available(w: Tensor, initial: Tensor) -> bool:
     """Whether the kernels can run on these: a GPU, or Triton's interpreter; at most single precision; small heads."""
-    if importlib.util.find_spec("triton") is None or w.dtype == torch.float64:
+    if not INSTALLED or w.dtype == torch.float64:
         return False
     fits = 0 < max(initial.shape[-2:]) <= LARGEST and w.shape[-2] > 0
     return fits and (w.device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1")

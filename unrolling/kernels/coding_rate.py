@@ -95,34 +95,43 @@ def streamed_rate(
 
     Raises
     ------
-        ValueError for pieces that are no matrices, of different widths, with NaN or infinite entries, or none at all.
+        ValueError for pieces that are no matrices, of different widths, with NaN or infinite entries, or none at all; and
+        for rows so long beside ε that their squares, in the rows' precision, have lost the rate.
     """
     check_positive_number("streamed_rate", "epsilon", epsilon)
     check_count("streamed_rate", "chunk", chunk)
-    few: list[Tensor] | None = []
+    if tokens is not None:
+        check_count("streamed_rate", "tokens", tokens)
+    few: list[Tensor] = []
     gram: Tensor | None = None
-    seen, dim = 0, None
+    seen, dim, eps = 0, None, 0.0
     for piece in _pieces(rows, chunk):
         if dim is not None and piece.shape[1] != dim:
             raise ValueError(f"streamed_rate: a piece of width {piece.shape[1]} after pieces of width {dim}.")
-        dim, seen = piece.shape[1], seen + len(piece)
-        if few is not None:
+        dim, seen, eps = piece.shape[1], seen + len(piece), max(eps, torch.finfo(piece.dtype).eps)
+        if gram is None:
             few.append(piece)
             if seen < dim:
                 continue
-            piece, few = torch.cat(few), None
+            piece, few = torch.cat(few), []
             gram = torch.zeros(dim, dim, dtype=torch.float64, device=piece.device)
-        assert gram is not None
         gram += (piece.mT @ piece).to(torch.float64)
     if dim is None or seen == 0:
         raise ValueError("streamed_rate: no rows came.")
     beta = dim / ((tokens or seen) * epsilon**2)
-    x = None if few is None else torch.cat(few).to(torch.float64)
+    x = None
     if gram is None:
-        assert x is not None
-        gram = x @ x.mT
+        x = torch.cat(few).to(torch.float64)
+        gram, eps = x @ x.mT, torch.finfo(x.dtype).eps
     eye = torch.eye(len(gram), dtype=torch.float64, device=gram.device)
-    factor = torch.linalg.cholesky(eye + beta * gram)
+    factor, info = torch.linalg.cholesky_ex(eye + beta * gram)
+    lost = eps * beta * float(gram.diagonal().amax())
+    if int(info) or not lost <= 0.1:
+        # Every squared pivot is at least 1; rounding has moved them by as much as that.
+        raise ValueError(
+            f"streamed_rate: squaring these rows loses the rate: eps β max‖column‖² is {lost:.2g}, and should be far below 1."
+            " Pass rows in double precision, or a larger epsilon."
+        )
     inverse = torch.cholesky_inverse(factor)
     if x is not None:  # (I + β xᵀx)⁻¹ = I − β xᵀ (I + β x xᵀ)⁻¹ x
         inverse = torch.eye(dim, dtype=torch.float64, device=x.device) - beta * (x.mT @ inverse @ x)

@@ -134,7 +134,10 @@ def mita_plain(
         probes = landmarks @ k.mT
         landmark_values = torch.softmax(s * probes, dim=-1) @ v if how.shared else None
         experts = top_indices(probes, how.keys) if experts is None else experts
-    assert experts is not None
+    if experts is None:
+        raise ValueError(
+            "mita_plain: landmark values that were read elsewhere need experts that were chosen there too."
+        )
     width = how.experts * experts.shape[-1]
     if chunk is None:
         # The loop becomes part of a compiled graph, which then serves any batch.

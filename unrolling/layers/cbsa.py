@@ -73,7 +73,7 @@ class CBSA(SubspaceLayer):
     Claims
         cbsa.extraction, cbsa.pooling.grid, cbsa.pooling.sequence, cbsa.step.exact, cbsa.step.softmax,
         cbsa.special.softmax, cbsa.special.linear, cbsa.special.rotation, cbsa.special.channel, cbsa.special.agent,
-        cbsa.certified, cbsa.cost, cbsa.official
+        cbsa.certified, cbsa.cost, cbsa.official, kernels.cbsa
     """
 
     declares = "F (exact), P frozen; representative energy (softmax), P and Q̄ frozen"

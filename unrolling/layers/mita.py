@@ -66,7 +66,8 @@ class MiTA(AttentionLayer):
     Claims
         mita.landmarks, mita.landmark_values, mita.selection, mita.routing, mita.step.exact, mita.merge.value,
         mita.merge.gradient, mita.error.bound, mita.error.published, mita.limits.full, mita.limits.agent,
-        mita.limits.top_k, mita.limits.self_routing, mita.limits.blocks, mita.duplicates, mita.cost, mita.approximation
+        mita.limits.top_k, mita.limits.self_routing, mita.limits.blocks, mita.duplicates, mita.cost, mita.approximation,
+        kernels.mita, kernels.mita.masked
     """
 
     declares = "kernel regression on its support; keys, values, landmarks, selection and routing frozen"

@@ -54,7 +54,7 @@ class MSSA(SubspaceLayer):
         ValueError for sizes, forms or steps out of range and tokens of another dim; TypeError for another dtype.
     Claims
         mssa.step.exact, mssa.step.softmax, mssa.certified, mssa.cost, mssa.neumann, mssa.sign.skip_raises_rate,
-        mssa.sign.minus_descends, mssa.alignment
+        mssa.sign.minus_descends, mssa.alignment, kernels.mssa
     """
 
     declares = "R_c (exact); self-attention energy, keys frozen (softmax)"

@@ -62,7 +62,8 @@ class TSSA(SubspaceLayer):
         ValueError for sizes, η, bases or steps out of range and tokens of another dim; TypeError for another dtype.
     Claims
         tssa.memberships, tssa.step, tssa.certified, tssa.released, tssa.channel, tssa.freezing, tssa.frozen_descends, tssa.cost,
-        tssa.causal.step, tssa.causal.prefixes, tssa.causal.potential, tssa.causal.alignment
+        tssa.causal.step, tssa.causal.prefixes, tssa.causal.potential, tssa.causal.alignment,
+        kernels.tssa, kernels.tssa.causal
     """
 
     temperature: Tensor
