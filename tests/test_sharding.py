@@ -1,6 +1,7 @@
 import pickle
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,19 @@ def test_an_index_that_names_other_things_is_not_read(tmp_path):
     with pytest.raises(ValueError, match="is not trusted"):
         _check_index(tmp_path)
     assert not seen.exists()
+
+
+def test_an_index_of_more_than_tensors_is_not_read(tmp_path):
+    """Other values would be unpickled."""
+    import torch.distributed.checkpoint as dcp
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that there is one process
+        dcp.save({"weights": torch.ones(2)}, checkpoint_id=tmp_path / "tensors")
+        dcp.save({"weights": torch.ones(2), "rate": 0.1}, checkpoint_id=tmp_path / "more")
+    _check_index(tmp_path / "tensors")
+    with pytest.raises(ValueError, match="more holds more than tensors"):
+        _check_index(tmp_path / "more")
 
 
 def test_a_process_without_a_rank_is_told_to_use_torchrun(monkeypatch):

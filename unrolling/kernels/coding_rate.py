@@ -125,11 +125,12 @@ def streamed_rate(
         gram, eps = x @ x.mT, torch.finfo(x.dtype).eps
     eye = torch.eye(len(gram), dtype=torch.float64, device=gram.device)
     factor, info = torch.linalg.cholesky_ex(eye + beta * gram)
-    lost = eps * beta * float(gram.diagonal().amax())
+    # Rounding has moved every squared pivot by some eps of the largest: a small one must not be of that size.
+    lost = eps * beta * float(gram.diagonal().amax()) / float(factor.diagonal().square().amin())
     if int(info) or not lost <= 0.1:
-        # Every squared pivot is at least 1; rounding has moved them by as much as that.
         raise ValueError(
-            f"streamed_rate: squaring these rows loses the rate: eps β max‖column‖² is {lost:.2g}, and should be far below 1."
+            "streamed_rate: squaring these rows loses the rate: their rounding is"
+            f" {'more than' if int(info) else f'{lost:.2g} times'} the smallest pivot, and should be far below it."
             " Pass rows in double precision, or a larger epsilon."
         )
     inverse = torch.cholesky_inverse(factor)
