@@ -20,6 +20,7 @@ import io
 import os
 import pickle
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,7 +30,18 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["finish", "load_state", "replicated", "save_state", "sharded", "start"]
+from .kernels.together import Shard, sum_over
+
+__all__ = [
+    "JointBatchNorm2d",
+    "finish",
+    "join_batch_norms_",
+    "load_state",
+    "replicated",
+    "save_state",
+    "sharded",
+    "start",
+]
 
 STEP = "step"
 
@@ -65,8 +77,8 @@ def finish() -> None:
 def replicated(model: nn.Module, mesh: DeviceMesh) -> DistributedDataParallel:
     """The model on every process, gradients averaged (DDP).
 
-    Batch normalisation (in CBT's stem) takes the statistics of each process's part; on GPUs
-    ``nn.SyncBatchNorm.convert_sync_batchnorm(model)`` makes them those of all, which CPUs cannot.
+    Batch normalisation (in CBT's stem) takes the statistics of each process's part, unless :func:`join_batch_norms_` has
+    made them those of all.
     """
     return DistributedDataParallel(model, process_group=mesh.get_group())
 
@@ -78,14 +90,77 @@ def sharded(model: nn.Module, mesh: DeviceMesh, units: tuple[str, ...] = ("block
     ----------
         units: names of the module lists whose elements are gathered one by one; what is in none of them is one unit more.
         Elements must be called as modules: a list whose parts are used from outside belongs in no unit.
+
+    Parameters of a single number (the step of a layer) cannot be shared out: every process keeps them, gradients averaged.
     """
     from torch.distributed.fsdp import fully_shard
 
+    single = {p for p in model.parameters() if p.ndim == 0}
+    for p in single:
+        p.register_post_accumulate_grad_hook(_averaging(mesh))
+    # The argument is newer than torch 2.6, and not needed without such parameters.
+    ignored: dict[str, Any] = {"ignored_params": single} if single else {}
     for name, module in model.named_modules():
         if isinstance(module, nn.ModuleList) and name.rpartition(".")[2] in units:
             for element in module:
-                fully_shard(element, mesh=mesh)
-    return cast(nn.Module, fully_shard(model, mesh=mesh))
+                fully_shard(element, mesh=mesh, **ignored)
+    return cast(nn.Module, fully_shard(model, mesh=mesh, **ignored))
+
+
+def _averaging(mesh: DeviceMesh) -> Callable[[Tensor], None]:
+    """Averages a parameter's gradient over the processes, each time that something was added to it."""
+
+    def average(p: Tensor) -> None:
+        if p.grad is not None:
+            dist.all_reduce(p.grad, group=mesh.get_group())
+            p.grad /= dist.get_world_size(mesh.get_group())
+
+    return average
+
+
+class JointBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalisation by the statistics of all processes' parts, differentiated through; on CPUs and GPUs alike.
+
+    Parts must be equally large, as they are where a batch is shared equally. Elsewhere than in training on several
+    processes it is the plain one.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images ``(batch, channels, H, W)``, every channel normalised over batch, rows, columns and processes."""
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        if not self.training or ranks == 1:
+            return super().forward(x)
+        count = x.numel() // x.shape[1]
+        shard = Shard((count,) * ranks, dist.get_rank())
+        view = (1, -1, 1, 1)
+        mean = sum_over(x.sum((0, 2, 3)), shard) / shard.total
+        centred = x - mean.view(view)
+        variance = sum_over(centred.square().sum((0, 2, 3)), shard) / shard.total
+        self._remember(mean.detach(), variance.detach() * (shard.total / max(1, shard.total - 1)))
+        normal = centred * (variance + self.eps).rsqrt().view(view)
+        return normal if self.weight is None else normal * self.weight.view(view) + self.bias.view(view)
+
+    @torch.no_grad()
+    def _remember(self, mean: Tensor, variance: Tensor) -> None:
+        if self.running_mean is None or self.running_var is None or self.num_batches_tracked is None:
+            return
+        self.num_batches_tracked.add_(1)
+        share = 1 / float(self.num_batches_tracked) if self.momentum is None else self.momentum
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), share)
+        self.running_var.lerp_(variance.to(self.running_var.dtype), share)
+
+
+def join_batch_norms_(model: nn.Module) -> nn.Module:
+    """Makes every batch norm of a model a :class:`JointBatchNorm2d`, in place; names, parameters and statistics stay."""
+    for module in model.modules():
+        for name, child in list(module.named_children()):
+            if type(child) is nn.BatchNorm2d:
+                joint = JointBatchNorm2d(
+                    child.num_features, child.eps, child.momentum, child.affine, child.track_running_stats
+                )
+                joint.__dict__.update(child.__dict__)
+                setattr(module, name, joint)
+    return model
 
 
 def save_state(folder: str | os.PathLike[str], model: nn.Module, optimiser: torch.optim.Optimizer, step: int) -> None:

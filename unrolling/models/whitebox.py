@@ -39,7 +39,8 @@ class WhiteBoxConfig(ImageConfig):
 
     img_size: of the images that positions are made for; others are resized to. embed_dim: d. head_dim: p, d/heads by
     default. form: "softmax" as published, or "exact". tied: project back by the bases instead of a free matrix.
-    orthonormal: keep the bases orthonormal. epsilon: ε. ista_step, ista_weight: η and λ. global_pool: "token" or "avg",
+    orthonormal: keep the bases orthonormal. certified: steps below the bound under which the objective never rises (of
+    exact, tied, orthonormal layers). epsilon: ε. ista_step, ista_weight: η and λ. global_pool: "token" or "avg",
     of all tokens. drop_rate: of the embedded tokens; attn_drop_rate: of MSSA's attention weights and output;
     drop_path_rate: of residual branches, growing linearly with depth. compat: "official" for what the released code
     does otherwise: the pooled grid is shifted by the class token, other image sizes take the first positions, and
@@ -52,6 +53,7 @@ class WhiteBoxConfig(ImageConfig):
     form: str = "softmax"
     tied: bool = False
     orthonormal: bool = False
+    certified: bool = False
     epsilon: float = 0.5
     ista_step: float = 0.1
     ista_weight: float = 0.1
@@ -62,6 +64,8 @@ class WhiteBoxConfig(ImageConfig):
         owner = type(self).__name__
         check_choice(owner, "form", self.form, ("softmax", "exact"))
         check_choice(owner, "global_pool", self.global_pool, ("token", "avg"))
+        if self.certified and not (self.form == "exact" and self.tied and self.orthonormal):
+            raise ValueError(f"{owner}: certified steps need form='exact', tied=True and orthonormal=True.")
 
 
 class WhiteBox(ImageModel, abc.ABC):
@@ -136,6 +140,7 @@ def make_attention(
             tied=c.tied,
             output_bias=bias,
             learnable_step=c.form == "exact",
+            certified=c.certified,
             dropout=c.attn_drop_rate,
         )
     elif kind == "cbsa":
@@ -150,6 +155,7 @@ def make_attention(
             tied=c.tied,
             output_bias=bias,
             per_head_step=True,
+            certified=c.certified,
             keep_queries=c.form == "softmax",
             class_tokens=1,
             compat=c.compat,
@@ -165,6 +171,7 @@ def make_attention(
             tied=c.tied,
             output_bias=bias,
             learnable_step=c.form == "exact",
+            certified=c.certified,
             normalise_tokens=c.form == "softmax",
             unit_step=c.form == "softmax",
             count_offset=1e-8 if c.form == "softmax" else 0.0,
