@@ -99,9 +99,9 @@ def sliding_scores(
     """Class scores ``(1, classes, H, W)`` of one normalised image, by windows, at the recipe's scales.
 
     First the short side becomes ``resize`` pixels, the long one at most ``long``, where the recipe has these, times the
-    scale. Windows of ``window`` pixels stand ``stride`` apart, the last flush with the border; an image whose short side is less is enlarged to it. Scores of
-    windows that overlap are averaged and brought to the image's size. With several scales, or flips, what is averaged are
-    the class probabilities.
+    scale. Windows of ``window`` pixels stand ``stride`` apart, the last flush with the border; an image whose short side
+    is less is enlarged to it. Scores of windows that overlap are averaged and brought to the image's size. With several
+    scales, or flips, what is averaged are the class probabilities.
 
     Source
         Segmenter, arXiv 2105.05633, and its released evaluation
