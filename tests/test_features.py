@@ -281,7 +281,7 @@ def test_progress_is_shown_if_asked_for(vit, capsys):
 
 
 def test_what_does_not_fit_is_refused(vit):
-    with pytest.raises(ValueError, match="size 20 is not whole patches"):
+    with pytest.raises(ValueError, match="size 20 × 20 is not whole patches"):
         features(vit, images(), size=20)
     with pytest.raises(ValueError, match="2 channels"):
         features(vit, images(channels=2), size=16)

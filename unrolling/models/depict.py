@@ -269,11 +269,14 @@ class PreNorm(nn.Module):
 class CBTDecoderConfig(_DecoderConfig):
     """CBT's segmentation decoder (arXiv 2509.16875, section 4.2): on ViT-T, S, B, L; representatives: rows and columns.
 
-    The published B and L count more operations than three layers have; twice and three times as many fit (the claims
+    tied: project back by the bases instead of a free matrix, as in the paper's robustness figure; orthonormal: keep the
+    bases orthonormal. The published B and L count more operations than three layers have; twice and three times as many fit (the claims
     models.cbt_decoder_base and models.cbt_decoder_large say how well): depth=6 and depth=9.
     """
 
     representatives: tuple[int, int] = (10, 10)
+    tied: bool = False
+    orthonormal: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -318,16 +321,18 @@ class CBTDecoder(DecoderModel):
             representatives=GridPool(c.representatives),
             form=c.form,
             epsilon=c.epsilon,
-            basis="free",
-            tied=False,
-            output_bias=True,
+            basis="orthonormal" if c.orthonormal else "free",
+            tied=c.tied,
+            output_bias=not c.tied,
             per_head_step=True,
             keep_queries=c.form == "softmax",
             class_tokens=c.num_classes,
         )
         with torch.no_grad():
-            nn.init.trunc_normal_(layer.basis, std=0.02)
-            nn.init.trunc_normal_(layer.output.weight, std=0.02)
+            if not c.orthonormal:
+                nn.init.trunc_normal_(layer.basis, std=0.02)
+            if not c.tied:
+                nn.init.trunc_normal_(layer.output.weight, std=0.02)
             if c.form == "softmax":
                 layer.step.normal_()
         return layer

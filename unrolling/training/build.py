@@ -15,13 +15,23 @@ from torch.nn import functional as F
 from .. import models
 from ..errors import check_choice
 from ..models import Model, ModelConfig, Segmenter, SegmenterConfig, ViTConfig
+from ..models.base import pair
 from ..models.depict import DEPICT, CBTDecoder, CBTDecoderConfig, DecoderModel, DEPICTConfig
 from ..models.image import ImageModel
 from ..models.segmenter import LinearDecoder, LinearDecoderConfig, MaskDecoder, MaskDecoderConfig
 from .data import Splits
 from .recipe import Recipe
 
-__all__ = ["DECODERS", "FrozenSegmenter", "load_encoder", "make_classifier", "make_decoder", "make_segmenter"]
+__all__ = [
+    "DECODERS",
+    "FrozenSegmenter",
+    "frozen_segmenter",
+    "load_encoder",
+    "make_classifier",
+    "make_decoder",
+    "make_segmenter",
+    "patch_tokens",
+]
 
 DECODERS: dict[str, tuple[type[DecoderModel], type[ModelConfig], Mapping[str, Any]]] = {
     "depict-sa": (DEPICT, DEPICTConfig, {"attention": "self"}),
@@ -39,7 +49,12 @@ def _fields(kind: type, table: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a recipe's table for a class: those outside of inner tables, and those in the one with its name."""
     plain = {name: value for name, value in table.items() if not isinstance(value, Mapping)}
     named = table.get(kind.__name__.removesuffix("Config"), {})
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in {**plain, **named}.items()}
+    return {name: _plain(value) for name, value in {**plain, **named}.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Lists, as JSON and TOML have them, as the tuples of configurations."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def make_classifier(name: str, data: Splits, recipe: Recipe, **choices: Any) -> Model:
@@ -67,7 +82,7 @@ def make_classifier(name: str, data: Splits, recipe: Recipe, **choices: Any) -> 
     if recipe.drop_path:
         changes["drop_path_rate"] = recipe.drop_path
     changes |= _fields(kind, recipe.model)
-    chosen = {option: value for option, value in choices.items() if value is not None}
+    chosen = {option: _plain(value) for option, value in choices.items() if value is not None}
     if unknown := sorted((set(chosen) | set(changes)) - known):
         raise ValueError(f"{name} has no {', '.join(unknown)}; it has {', '.join(sorted(known))}.")
     return kind(make(**{**changes, **chosen}))
@@ -81,7 +96,9 @@ class FrozenSegmenter(nn.Module):
         width)`` as cached; returns class scores ``(batch, classes, *resolution)``
     """
 
-    def __init__(self, encoder: ImageModel, decoder: DecoderModel, size: int, resolution: tuple[int, int]) -> None:
+    def __init__(
+        self, encoder: ImageModel, decoder: DecoderModel, size: tuple[int, int], resolution: tuple[int, int]
+    ) -> None:
         super().__init__()
         self._held = (encoder.eval().requires_grad_(False),)  # a tuple: what is in it is not the module's own
         self.decoder, self.size, self.resolution = decoder, size, resolution
@@ -95,9 +112,8 @@ class FrozenSegmenter(nn.Module):
     def tokens(self, images: Tensor) -> Tensor:
         """The encoder's patch tokens ``(batch, patches, width)`` of images resized to whole patches."""
         encoder = self.encoder.to(images.device)
-        side = (self.size, self.size)
-        if tuple(images.shape[-2:]) != side:
-            images = F.interpolate(images, size=side, mode="bilinear", antialias=True)
+        if tuple(images.shape[-2:]) != self.size:
+            images = F.interpolate(images, size=self.size, mode="bilinear", antialias=True)
         if images.shape[1] == 1 and encoder.config.in_chans == 3:
             images = images.expand(-1, 3, -1, -1)
         return patch_tokens(encoder, images)
@@ -105,8 +121,16 @@ class FrozenSegmenter(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Class scores of every pixel."""
         tokens = self.tokens(x) if x.ndim == 4 else x
-        masks = self.decoder(tokens, im_size=(self.size, self.size))
+        masks = self.decoder(tokens, im_size=self.size)
         return F.interpolate(masks, size=self.resolution, mode="bilinear")
+
+
+def frozen_segmenter(encoder: ImageModel, decoder: DecoderModel, data: Splits, recipe: Recipe) -> FrozenSegmenter:
+    """Encoder and decoder for images of one size, resized to ``size`` of the recipe's [backbone]: 16 × 16 patches by default."""
+    if data.train.size is None:
+        raise ValueError(f"{data.train.name}: a frozen backbone needs images of one size.")
+    size = recipe.backbone.get("size", [16 * side for side in encoder.patch])
+    return FrozenSegmenter(encoder, decoder, pair(size if isinstance(size, int) else tuple(size)), data.train.size)
 
 
 def patch_tokens(encoder: ImageModel, images: Tensor) -> Tensor:
@@ -114,7 +138,9 @@ def patch_tokens(encoder: ImageModel, images: Tensor) -> Tensor:
     tokens = encoder.forward_features(images)
     high, wide = encoder.patch
     count = (images.shape[-2] // high) * (images.shape[-1] // wide)
-    return tokens[:, encoder.class_tokens : encoder.class_tokens + count]
+    # Registers stand at the end, and whatever stands before the patches is no patch.
+    end = tokens.shape[1] - getattr(encoder, "registers", 0)
+    return tokens[:, end - count : end]
 
 
 def load_encoder(name: str) -> ImageModel:
@@ -177,7 +203,7 @@ def make_segmenter(decoder: str, backbone: str, data: Splits, recipe: Recipe, *,
         config = ViTConfig.from_dict(
             {"in_chans": data.train.channels, **fields, "num_classes": 0, "drop_path_rate": recipe.drop_path}
         )
-        part = make_decoder(decoder, classes, config.embed_dim, models.base.pair(config.patch_size), recipe)
+        part = make_decoder(decoder, classes, config.embed_dim, pair(config.patch_size), recipe)
         return Segmenter(SegmenterConfig(config, part.config))
     encoder = load_encoder(backbone)
     c = encoder.config
@@ -188,10 +214,7 @@ def make_segmenter(decoder: str, backbone: str, data: Splits, recipe: Recipe, *,
     width = c.embed_dim
     part = make_decoder(decoder, classes, width, encoder.patch, recipe)
     if frozen:
-        if data.train.size is None:
-            raise ValueError(f"{data.train.name}: a frozen backbone needs images of one size.")
-        size = int(recipe.backbone.get("size", 16 * encoder.patch[0]))
-        return FrozenSegmenter(encoder, part, size, data.train.size)
+        return frozen_segmenter(encoder, part, data, recipe)
     whole = Segmenter(SegmenterConfig(dataclasses.replace(c, num_classes=0), part.config))
     state = {key: value for key, value in encoder.state_dict().items() if not key.startswith("head.")}
     whole.encoder.load_state_dict(state)

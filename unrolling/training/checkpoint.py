@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -14,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 
-__all__ = ["load_training", "read_training", "save_training", "write_text", "written_whole"]
+__all__ = ["fingerprint", "load_training", "read_training", "save_training", "write_text", "written_whole"]
 
 
 @contextlib.contextmanager
@@ -44,6 +45,21 @@ def write_text(path: Path, text: str) -> None:
     """A text file, whole or not at all."""
     with written_whole(path) as partial:
         partial.write_text(text, encoding="utf-8")
+
+
+def fingerprint(state: Mapping[str, Tensor]) -> str:
+    """The SHA-256 of names, types, shapes and values of weights, in the order of their names.
+
+    Not of a file: safetensors writes the entries of its header in any order.
+
+    >>> fingerprint({"a": torch.zeros(2)}) == fingerprint({"a": torch.zeros(2)}) != fingerprint({"a": torch.ones(2)})
+    True
+    """
+    known = hashlib.sha256()
+    for name, tensor in sorted(state.items()):
+        known.update(f"{name} {tensor.dtype} {tuple(tensor.shape)};".encode())
+        known.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return known.hexdigest()
 
 
 def _options() -> Any:

@@ -14,7 +14,7 @@ from torch import nn
 from tqdm import tqdm
 
 from ..models import load
-from .build import FrozenSegmenter, load_encoder
+from .build import FrozenSegmenter, frozen_segmenter, load_encoder
 from .checkpoint import write_text
 from .data import Data, Splits, first, load_data
 from .evaluate import evaluate, half_level, noise_sweep
@@ -38,11 +38,7 @@ def load_network(folder: RunFolder, data: Splits) -> nn.Module:
         raise ValueError(f"{folder.path}: has no trained network yet; run the same training command to go on.")
     network: Any = load(folder.model)
     if job.frozen:
-        encoder = load_encoder(job.backbone)
-        size = int(job.recipe.backbone.get("size", 16 * encoder.patch[0]))
-        if data.train.size is None:
-            raise ValueError(f"{data.train.name}: a frozen backbone needs images of one size.")
-        network = FrozenSegmenter(encoder, network, size, data.train.size)
+        network = frozen_segmenter(load_encoder(job.backbone), network, data, job.recipe)
     return network.eval()
 
 
@@ -115,7 +111,7 @@ def _trace(folder: RunFolder, network: Any, part: Data, device: str) -> Any:
     images = torch.stack(first(part, 16).load_many(range(min(16, len(part))))[0])
     x = normalise(images, part, device)
     if isinstance(network, FrozenSegmenter):
-        found = network.decoder.trace(network.tokens(x), im_size=(network.size, network.size))
+        found = network.decoder.trace(network.tokens(x), im_size=network.size)
     else:
         found = network.trace(x)
     print(found)

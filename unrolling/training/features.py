@@ -15,9 +15,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import check_count
+from ..errors import check_count, check_pair
+from ..models.base import pair
 from ..models.image import ImageModel
 from .backbones import IMAGENET_MEAN, IMAGENET_STD
+from .build import patch_tokens
 from .data import Data, cache_folder
 
 __all__ = ["features"]
@@ -34,7 +36,7 @@ def features(
     model: ImageModel,
     images: Data | Tensor,
     *,
-    size: int,
+    size: int | tuple[int, int],
     mean: Sequence[float] = IMAGENET_MEAN,
     std: Sequence[float] = IMAGENET_STD,
     batch: int = 16,
@@ -43,8 +45,8 @@ def features(
 ) -> Tensor:
     """The patch tokens ``(count, patches, width)`` of all images after the last block, row by row, in float16 on the CPU.
 
-    Images are resized to ``size × size`` (bilinear, smoothed where they shrink), grey ones repeated to the model's channels,
-    and normalised. The model is run as it is in eval mode, where its weights are, without gradients.
+    Images are resized to size, rows and columns (one number: a square; bilinear, smoothed where they shrink), grey ones
+    repeated to the model's channels, and normalised. The model is run as it is in eval mode, where its weights are, without gradients.
 
     Parameters
     ----------
@@ -65,8 +67,9 @@ def features(
     >>> features(vit, torch.zeros(5, 1, 7, 9, dtype=torch.uint8), size=24, cache=False).shape
     torch.Size([5, 9, 12])
     """
+    size = pair(size) if isinstance(size, (int, tuple)) else size
     _check(model, images, size, mean, std, batch)
-    kept = (size // model.patch[0]) * (size // model.patch[1])
+    kept = (size[0] // model.patch[0]) * (size[1] // model.patch[1])
     shape = (len(images), kept, model.config.embed_dim)
 
     def computed() -> Iterator[Tensor]:
@@ -74,7 +77,7 @@ def features(
         model.eval()
         try:
             for some in _batches(images, batch, progress):
-                yield _tokens(model, some, size, mean, std, kept)
+                yield _tokens(model, some, size, mean, std)
         finally:
             model.train(was)
 
@@ -96,7 +99,7 @@ def _check(
 ) -> None:
     if not isinstance(model, ImageModel):
         raise TypeError(f"features: the model must be a network of images, but is a {type(model).__name__}.")
-    check_count("features", "size", size)
+    rows, columns = check_pair("features", "size", size)
     check_count("features", "batch", batch)
     if isinstance(images, Tensor):
         if images.ndim != 4 or images.dtype != torch.uint8 or 0 in images.shape:
@@ -118,8 +121,8 @@ def _check(
             f"features: mean and std must be 1 or {wanted} numbers, std positive, but are {tuple(mean)} and {tuple(std)}."
         )
     (high, wide) = model.patch
-    if size % high or size % wide:  # type: ignore[operator]  # check_count has made sure of it
-        raise ValueError(f"features: size {size} is not whole patches of {high} × {wide}.")
+    if rows % high or columns % wide:
+        raise ValueError(f"features: size {rows} × {columns} is not whole patches of {high} × {wide}.")
 
 
 def _batches(images: Data | Tensor, batch: int, progress: bool | None) -> Iterator[list[Tensor]]:
@@ -134,16 +137,13 @@ def _batches(images: Data | Tensor, batch: int, progress: bool | None) -> Iterat
 
 
 def _tokens(
-    model: ImageModel, images: list[Tensor], size: int, mean: Sequence[float], std: Sequence[float], kept: int
+    model: ImageModel, images: list[Tensor], size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
 ) -> Tensor:
     weight = next(model.parameters())
-    squares = torch.cat([_square(part, size) for part in _alike(images)]).to(weight.device)
+    squares = torch.cat([_resized(part, size) for part in _alike(images)]).to(weight.device)
     middle, spread = (squares.new_tensor(list(values)).view(-1, 1, 1) for values in (mean, std))
     squares = ((squares - middle) / spread).expand(-1, model.config.in_chans, -1, -1)
-    tokens = model.forward_features(squares.to(weight.dtype))
-    # Registers stand at the end, and whatever stands before the patches is no patch.
-    end = tokens.shape[1] - getattr(model, "registers", 0)
-    found = tokens[:, end - kept : end].to(torch.float16).cpu()
+    found = patch_tokens(model, squares.to(weight.dtype)).to(torch.float16).cpu()
     if not bool(torch.isfinite(found).all()):
         raise ValueError("features: tokens are not finite, or too large for float16; end the model with a norm.")
     return found
@@ -158,14 +158,16 @@ def _alike(images: list[Tensor]) -> Iterator[Tensor]:
             start = stop
 
 
-def _square(images: Tensor, size: int) -> Tensor:
+def _resized(images: Tensor, size: tuple[int, int]) -> Tensor:
     pixels = images.float() / 255
-    if pixels.shape[-2:] == (size, size):
+    if tuple(pixels.shape[-2:]) == size:
         return pixels
-    return F.interpolate(pixels, (size, size), mode="bilinear", antialias=True)
+    return F.interpolate(pixels, size, mode="bilinear", antialias=True)
 
 
-def _key(model: ImageModel, images: Data | Tensor, size: int, mean: Sequence[float], std: Sequence[float]) -> str:
+def _key(
+    model: ImageModel, images: Data | Tensor, size: tuple[int, int], mean: Sequence[float], std: Sequence[float]
+) -> str:
     """What the tokens depend on, hashed."""
     known = hashlib.sha256()
     described = {

@@ -18,8 +18,9 @@ __all__ = ["SparseRate"]
 class SparseRate:
     r"""The mean over blocks of $\big(R_c(Z \mid U) - R(Z)\big)/N + \lambda \lVert Z \rVert_1 / (N d)$ at the blocks' outputs.
 
-    U are the bases of the block's own attention, ε its ε, tokens scaled to norm √d first, so that a block cannot lower the
-    rate by shrinking. A context that listens to the blocks of one forward pass.
+    U are the bases of the block's own attention, each made orthonormal (by its QR factorisation), and tokens are scaled to
+    norm √d first: a block cannot lower the rate by shrinking either. ε is the attention's. A context that listens to the
+    blocks of one forward pass.
 
     Source
         the regulariser of Hu, Zou and Xu, arXiv 2411.17182, on all blocks; CRATE, arXiv 2306.01129, eq. 9
@@ -57,7 +58,9 @@ class SparseRate:
         layer: Any = block.attention
         tokens, d = output.float(), output.shape[-1]
         unit = tokens * d**0.5 / tokens.norm(dim=-1, keepdim=True).clamp_min(1e-6)
-        rate = SubspaceRateReduction(layer.U.float(), layer.epsilon, orthonormal=False).value(unit) / output.shape[-2]
+        bases = torch.linalg.qr(layer.U.float()).Q
+        # Orthonormal each, but not to one another.
+        rate = SubspaceRateReduction(bases, layer.epsilon, orthonormal=False).value(unit) / output.shape[-2]
         self.terms.append((rate + self.sparsity * unit.abs().mean((-1, -2))).mean())
 
     def value(self) -> Tensor:

@@ -21,7 +21,7 @@ from .. import sharding
 from ..models import Model
 from .build import FrozenSegmenter, make_classifier, make_segmenter
 from .cached import as_the_backbone_has_it, cached
-from .checkpoint import load_training, save_training
+from .checkpoint import fingerprint, load_training, save_training
 from .data import IGNORE, Data, Splits, load_data
 from .evaluate import evaluate
 from .loader import Batch, Loader, mixing_of, normalise
@@ -341,8 +341,7 @@ class _Training:
             kept = whole.decoder if isinstance(whole, FrozenSegmenter) else whole
             if isinstance(kept, Model):
                 kept.save_pretrained(self.folder.model)
-                weights = (self.folder.model / "model.safetensors").read_bytes()
-                result["sha256"] = hashlib.sha256(weights).hexdigest()
+                result["sha256"] = fingerprint(kept.state_dict())
             self.folder.finish(json.loads(json.dumps(result)))
         if self.parallel.mesh is not None:
             dist.barrier()

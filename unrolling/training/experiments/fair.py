@@ -18,7 +18,7 @@ from .common import Experiment, Setting, images_of, multiply_adds, show, spread,
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["FAIR", "VARIANTS", "fair_jobs"]
+__all__ = ["FAIR", "TIED", "VARIANTS", "adherence", "fair_jobs", "label_of"]
 
 EXACT = {"form": "exact"}
 TIED = {"form": "exact", "tied": True, "orthonormal": True}
@@ -46,9 +46,7 @@ def fair_jobs(setting: Setting, variants: Mapping[str, Mapping[str, Any]] = VARI
     settings = [f"{name}={value}" for name, value in changes.items()]
     recipe = recipe.with_settings([*(["epochs=2"] if setting.smoke else []), *settings])
     return {
-        f"{name.replace(', ', '-').replace(' ', '-').lower()}-seed{seed}": Job(
-            "classify", data, recipe, model="cbt-tiny", choices=choices, seed=seed
-        )
+        f"{_slug(name)}-seed{seed}": Job("classify", data, recipe, model="cbt-tiny", choices=choices, seed=seed)
         for name, choices in variants.items()
         for seed in range(1 if setting.smoke else 3)
     }
@@ -82,9 +80,13 @@ def adherence(model: Model, x: torch.Tensor) -> dict[str, float]:
     return {"cosine": float(cosines.mean()), "falls": float(falls.double().mean())}
 
 
-def _label(name: str) -> str:
-    made = {each.replace(", ", "-").replace(" ", "-").lower(): each for each in VARIANTS}
-    return made[name.rpartition("-seed")[0]]
+def _slug(label: str) -> str:
+    return label.replace(", ", "-").replace(" ", "-").lower()
+
+
+def label_of(name: str, variants: Mapping[str, Any] = VARIANTS) -> str:
+    """The variant of a job's name."""
+    return {_slug(each): each for each in variants}[name.rpartition("-seed")[0]]
 
 
 def _run(setting: Setting) -> dict[str, Any]:
@@ -96,7 +98,7 @@ def _run(setting: Setting) -> dict[str, Any]:
     networks: dict[str, Any] = {}
     for name, run in setting.bar(runs.items(), "measuring", len(runs)):
         network: Any = load_network(run, data)
-        label, result = _label(name), run.result() or {}
+        label, result = label_of(name), run.result() or {}
         row = rows.setdefault(label, {"accuracy": [], "cosine": [], "falls": []})
         row["accuracy"].append(result["test"]["accuracy"])
         kept = adherence(network, x)
