@@ -18,7 +18,7 @@ from unrolling.training.data import IGNORE, ArrayData, Splits
 from unrolling.training.loader import Loader
 from unrolling.training.recipe import Recipe
 from unrolling.training.run import Diverged, Job, RunFolder
-from unrolling.training.trainer import Parallel, train
+from unrolling.training.trainer import Parallel
 
 QUIET = Parallel(quiet=True)
 
@@ -38,13 +38,13 @@ def squares(count, seed, task="classify", channels=1):
     return ArrayData(f"squares {seed}", images, target, tuple(classes), mean=(0.3,) * channels, std=(0.2,) * channels)
 
 
-@pytest.fixture(autouse=True)
-def made_up_data(monkeypatch):
-    def load(job):
-        parts = (squares(count, seed, job.task) for count, seed in ((48, 0), (20, 1), (21, 2)))
-        return Splits(*parts, patch=2)
+def made_up(job):
+    parts = (squares(count, seed, job.task) for count, seed in ((48, 0), (20, 1), (21, 2)))
+    return Splits(*parts, patch=2)
 
-    monkeypatch.setattr(trainer, "load_job_data", load)
+
+def train(job, folder, parallel=QUIET, **options):
+    return trainer.train(job, folder, parallel, data=made_up(job), **options)
 
 
 def recipe(**changes):
@@ -89,10 +89,10 @@ def same(a, b):
 @pytest.mark.parametrize("job", [classify(), segment()], ids=["classify", "segment"])
 def test_a_seed_gives_the_same_weights_and_lines_and_another_seed_others(job, tmp_path):
     for name in ("one", "two"):
-        train(job, RunFolder(tmp_path / name), QUIET)
+        train(job, RunFolder(tmp_path / name))
     assert same(weights(tmp_path / "one"), weights(tmp_path / "two"))
     assert numbers(tmp_path / "one") == numbers(tmp_path / "two")
-    train(Job(**{**vars(job), "seed": 1}), RunFolder(tmp_path / "three"), QUIET)
+    train(Job(**{**vars(job), "seed": 1}), RunFolder(tmp_path / "three"))
     assert not same(weights(tmp_path / "one"), weights(tmp_path / "three"))
 
 
@@ -107,10 +107,10 @@ def test_a_seed_gives_the_same_weights_and_lines_and_another_seed_others(job, tm
     ids=["adamw", "lion", "sgd"],
 )
 def test_what_was_stopped_at_any_step_goes_on_to_the_same_numbers(job, stop, tmp_path):
-    train(job, RunFolder(tmp_path / "whole"), QUIET)
-    train(job, RunFolder(tmp_path / "torn"), QUIET, stop_after=stop)
+    train(job, RunFolder(tmp_path / "whole"))
+    train(job, RunFolder(tmp_path / "torn"), stop_after=stop)
     assert not (tmp_path / "torn" / "result.json").exists()
-    train(job, RunFolder(tmp_path / "torn"), QUIET)
+    train(job, RunFolder(tmp_path / "torn"))
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "torn"))
     assert numbers(tmp_path / "whole") == numbers(tmp_path / "torn")
 
@@ -118,17 +118,17 @@ def test_what_was_stopped_at_any_step_goes_on_to_the_same_numbers(job, stop, tmp
 def test_training_learns_and_says_so(tmp_path):
     plain = {"embed_dim": 12, "depth": 1, "num_heads": 3, "representatives": [2, 2]}
     # a flip would change the corner
-    result = train(classify(epochs=60, lr=1e-2, augment={}, model=plain), RunFolder(tmp_path / "run"), QUIET)
+    result = train(classify(epochs=60, lr=1e-2, augment={}, model=plain), RunFolder(tmp_path / "run"))
     assert result["test"]["accuracy"] > 0.9
     assert json.loads((tmp_path / "run/result.json").read_text())["sha256"] == result["sha256"]
-    masks = train(segment("linear", epochs=40, lr=2e-2), RunFolder(tmp_path / "masks"), QUIET)
+    masks = train(segment("linear", epochs=40, lr=2e-2), RunFolder(tmp_path / "masks"))
     assert masks["test"]["miou"] > 0.3  # background alone is 0.15
 
 
 def test_a_run_that_is_done_is_not_done_again(tmp_path):
-    first = train(classify(), RunFolder(tmp_path / "run"), QUIET)
+    first = train(classify(), RunFolder(tmp_path / "run"))
     before = (tmp_path / "run/last.safetensors").stat().st_mtime_ns
-    assert train(classify(), RunFolder(tmp_path / "run"), QUIET) == first
+    assert train(classify(), RunFolder(tmp_path / "run")) == first
     assert (tmp_path / "run/last.safetensors").stat().st_mtime_ns == before
 
 
@@ -141,7 +141,7 @@ def test_a_batch_in_pieces_is_the_batch(job, tmp_path):
         changed = {**vars(job), "recipe": own}
         if job.task == "classify":
             changed["model"] = "vit-tiny"
-        train(Job(**changed), RunFolder(tmp_path / name), QUIET)
+        train(Job(**changed), RunFolder(tmp_path / name))
     one, four = weights(tmp_path / "one"), weights(tmp_path / "four")
     assert not same(one, four)
     for name, value in one.items():
@@ -192,7 +192,7 @@ def test_batches_that_cannot_be_are_refused():
 def test_a_loss_that_diverges_stops_and_leaves_the_checkpoint(tmp_path):
     job = classify(lr=1e30, optimiser="sgd", save_every=1, epochs=20, weight_decay=0.0)
     with pytest.raises(Diverged, match=r"the loss is (nan|inf) at step \d+ .*is intact\. Lower lr"):
-        train(job, RunFolder(tmp_path / "run"), QUIET)
+        train(job, RunFolder(tmp_path / "run"))
     state, position = read_training(tmp_path / "run/last.safetensors")
     assert position["step"] >= 1
     assert state
@@ -200,7 +200,7 @@ def test_a_loss_that_diverges_stops_and_leaves_the_checkpoint(tmp_path):
 
 def test_a_full_disk_is_said_and_the_checkpoint_before_it_stays(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path / "run")
-    train(classify(save_every=1), folder, QUIET, stop_after=2)
+    train(classify(save_every=1), folder, stop_after=2)
     before = folder.state.read_bytes()
 
     def full(tensors, place, metadata=None):
@@ -209,7 +209,7 @@ def test_a_full_disk_is_said_and_the_checkpoint_before_it_stays(tmp_path, monkey
 
     monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OSError, match=r"could not be written .*No space left.* The one before it is intact"):
-        train(classify(save_every=1), folder, QUIET)
+        train(classify(save_every=1), folder)
     assert folder.state.read_bytes() == before
     assert not list(folder.path.glob("*.part"))
 
@@ -233,13 +233,13 @@ def test_what_is_written_whole_is_there_whole_or_not_at_all(tmp_path):
 
 
 def test_a_folder_of_another_run_is_not_overwritten(tmp_path):
-    train(classify(), RunFolder(tmp_path / "run"), QUIET, stop_after=1)
+    train(classify(), RunFolder(tmp_path / "run"), stop_after=1)
     with pytest.raises(ValueError, match=r"holds another run: recipe.train.lr is 0.005 there and 0.1 here"):
-        train(classify(lr=0.1), RunFolder(tmp_path / "run"), QUIET)
+        train(classify(lr=0.1), RunFolder(tmp_path / "run"))
     (tmp_path / "other").mkdir()
     (tmp_path / "other/thesis.tex").write_text("years of work")
     with pytest.raises(ValueError, match="is not empty and holds no run"):
-        train(classify(), RunFolder(tmp_path / "other"), QUIET)
+        train(classify(), RunFolder(tmp_path / "other"))
     (tmp_path / "file").write_text("")
     with pytest.raises(ValueError, match="is a file"):
         RunFolder(tmp_path / "file")
@@ -248,21 +248,21 @@ def test_a_folder_of_another_run_is_not_overwritten(tmp_path):
 def test_a_folder_in_which_a_kill_left_half_a_file_is_taken(tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/config.json.123.part").write_text("{")
-    train(classify(), RunFolder(tmp_path / "run"), QUIET, stop_after=1)
+    train(classify(), RunFolder(tmp_path / "run"), stop_after=1)
     assert not list((tmp_path / "run").glob("*.part"))
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    train(classify(save_every=1), folder, QUIET, stop_after=2)
+    train(classify(save_every=1), folder, stop_after=2)
     folder.state.write_bytes(folder.state.read_bytes()[:100])
     with pytest.raises(ValueError, match="is no checkpoint of a training"):
-        train(classify(save_every=1), folder, QUIET)
+        train(classify(save_every=1), folder)
 
 
 def test_a_line_that_was_cut_short_is_left_out(tmp_path):
     folder = RunFolder(tmp_path / "run")
-    train(classify(), folder, QUIET)
+    train(classify(), folder)
     whole = folder.lines()
     with (folder.path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 13, "lo')
@@ -272,7 +272,7 @@ def test_a_line_that_was_cut_short_is_left_out(tmp_path):
 def test_the_average_of_the_weights_is_what_is_evaluated_and_saved(tmp_path):
     result = {}
     for ema in (0.0, 0.999):
-        result[ema] = train(classify(ema=ema), RunFolder(tmp_path / str(ema)), QUIET)
+        result[ema] = train(classify(ema=ema), RunFolder(tmp_path / str(ema)))
     plain, averaged = (read_training(tmp_path / str(ema) / "last.safetensors")[0] for ema in (0.0, 0.999))
     assert all(torch.equal(plain[n], averaged[n]) for n in plain if n.startswith("model.") and "norms" not in n)
     saved = weights(tmp_path / "0.999")
@@ -290,7 +290,7 @@ def test_the_rate_reduction_in_the_loss_lowers_it(tmp_path):
     found = {}
     data = squares(20, 1)
     for weight in (0.0, 10.0):
-        train(classify(epochs=10, regularise=weight), RunFolder(tmp_path / str(weight)), QUIET)
+        train(classify(epochs=10, regularise=weight), RunFolder(tmp_path / str(weight)))
         model = load(tmp_path / str(weight) / "model").eval()
         with torch.no_grad(), SparseRate(model) as rate:
             model(normalise(data.images, data))
@@ -300,9 +300,18 @@ def test_the_rate_reduction_in_the_loss_lowers_it(tmp_path):
         SparseRate(torch.nn.Linear(2, 2))
 
 
-def test_autocast_and_compilation_train_too(tmp_path):
-    exact = train(classify(), RunFolder(tmp_path / "float32"), QUIET)
-    half = train(classify(precision="bfloat16"), RunFolder(tmp_path / "bfloat16"), QUIET)
+@pytest.mark.long
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own, while it compiles
+def test_a_compiled_network_trains_to_the_same_numbers(tmp_path):
+    plain = {"embed_dim": 12, "depth": 1, "num_heads": 3, "representatives": [2, 2]}
+    exact = train(classify(model=plain), RunFolder(tmp_path / "eager"))
+    fast = train(classify(model=plain), RunFolder(tmp_path / "compiled"), Parallel(compiled=True, quiet=True))
+    assert fast["test"]["loss"] == pytest.approx(exact["test"]["loss"], rel=1e-3)
+
+
+def test_autocast_trains_too(tmp_path):
+    exact = train(classify(), RunFolder(tmp_path / "float32"))
+    half = train(classify(precision="bfloat16"), RunFolder(tmp_path / "bfloat16"))
     assert half["test"]["loss"] == pytest.approx(exact["test"]["loss"], rel=0.05)
     assert half["test"]["loss"] != exact["test"]["loss"]
 
@@ -313,18 +322,15 @@ sys.path.insert(0, {tests!r})
 import torch
 torch.set_num_threads(1)
 import test_training
-from unrolling.training import trainer
-from unrolling.training.data import Splits
-def load(job):
-    return Splits(*(test_training.squares(c, s, job.task) for c, s in ((48, 0), (20, 1), (21, 2))), patch=2)
-trainer.load_job_data = load
 from unrolling import sharding
+from unrolling.training import trainer
 from unrolling.training.run import RunFolder
 job = {{"classify": test_training.classify, "segment": test_training.segment}}[sys.argv[1]](**eval(sys.argv[4]))
 def go():
     import os
     mesh = sharding.start() if "RANK" in os.environ else None
-    trainer.train(job, RunFolder(sys.argv[2]), trainer.Parallel(way=sys.argv[3], mesh=mesh, quiet=True))
+    parallel = trainer.Parallel(way=sys.argv[3], mesh=mesh, quiet=True)
+    test_training.train(job, RunFolder(sys.argv[2]), parallel)
     return mesh is not None
 if go():
     sharding.finish()
@@ -356,7 +362,7 @@ def test_two_processes_train_as_one_on_the_same_batches(task, way, script, tmp_p
         changes |= {"model": model, "mix": {"mixup": 0.3}, "accumulate": 1}
     run(script, 2, task, tmp_path / "two", way, repr(changes))
     job = {"classify": classify, "segment": segment}[task](**changes)
-    train(job, RunFolder(tmp_path / "one"), QUIET)
+    train(job, RunFolder(tmp_path / "one"))
     one, two = weights(tmp_path / "one"), weights(tmp_path / "two")
     for name, value in one.items():
         torch.testing.assert_close(
@@ -374,7 +380,7 @@ def test_two_processes_train_as_one_on_the_same_batches(task, way, script, tmp_p
 
 def test_a_run_that_was_killed_goes_on_to_the_same_numbers(script, tmp_path):
     changes = {"epochs": 40, "save_every": 1}
-    train(classify(**changes), RunFolder(tmp_path / "whole"), QUIET)
+    train(classify(**changes), RunFolder(tmp_path / "whole"))
     torn, kills = RunFolder(tmp_path / "torn"), 0
     for _ in range(2):
         before = torn.state.stat().st_mtime_ns if torn.state.is_file() else 0
@@ -388,6 +394,6 @@ def test_a_run_that_was_killed_goes_on_to_the_same_numbers(script, tmp_path):
         os.kill(process.pid, signal.SIGKILL)
         kills += process.wait() == -signal.SIGKILL
     assert kills == 2
-    train(classify(**changes), torn, QUIET)
+    train(classify(**changes), torn)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "torn"))
     assert numbers(tmp_path / "whole") == numbers(tmp_path / "torn")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from .figures import data_uri, plot_runs
@@ -25,7 +26,7 @@ h1, h2 { font-family: "Palatino Linotype", Palatino, Georgia, "DejaVu Serif", se
 h1 { font-size: 2rem; margin: 2rem 0 .4rem; } h2 { font-size: 1.35rem; margin: 2.4rem 0 .6rem; }
 p { max-width: 68ch; } .lead { font-size: 1.2rem; } .soft { color: var(--soft); font-size: .92rem; }
 .wide { overflow-x: auto; } img { max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line); }
-table { border-collapse: collapse; font-size: .9rem; } th, td { padding: .3rem .9rem .3rem 0; text-align: right;
+table { border-collapse: collapse; font-size: .9rem; margin: 0 0 1.4rem; } th, td { padding: .3rem .9rem .3rem 0; text-align: right;
   border-top: 1px solid var(--line); white-space: nowrap; vertical-align: top; }
 th { border-top: 0; font-weight: 600; } th:first-child, td:first-child { text-align: left; }
 code, pre { font-family: ui-monospace, "DejaVu Sans Mono", monospace; font-size: .85rem; }
@@ -66,8 +67,10 @@ def figure_block(figure: Any, alt: str, caption: str = "") -> str:
 
 def _title(run: RunFolder) -> str:
     job = run.job()
-    what = job.model if job.task == "classify" else f"{job.decoder} on {job.backbone}"
-    return f"{what}, {job.data}"
+    if job.task == "segment":
+        return f"{job.decoder} on {Path(job.backbone).name}, {job.data}"
+    chosen = " ".join(key if value is True else str(value) for key, value in job.choices.items())
+    return f"{job.model} {f'({chosen})' if chosen else ''}, {job.data}".replace(" ,", ",")
 
 
 def _headline(run: RunFolder) -> tuple[str, str]:

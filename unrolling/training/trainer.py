@@ -86,12 +86,18 @@ class _Position:
 
 
 def train(
-    job: Job, folder: RunFolder, parallel: Parallel = Parallel(), *, stop_after: int | None = None
+    job: Job,
+    folder: RunFolder,
+    parallel: Parallel = Parallel(),
+    *,
+    data: Splits | None = None,
+    stop_after: int | None = None,
 ) -> dict[str, Any]:
     """Trains to the end, from the folder's checkpoint if there is one; returns the final numbers, as in ``result.json``.
 
     Parameters
     ----------
+        data: images of your own, in the place of those that the job's name stands for.
         stop_after: leave after so many steps in all, as a kill would: without a checkpoint, for tests.
 
     Raises
@@ -99,13 +105,13 @@ def train(
         ValueError for settings, data and folders that do not fit; Diverged where the loss is no number; OSError where
         nothing can be written. The last checkpoint stays as it is.
     """
-    return _Training(job, folder, parallel).run(stop_after)
+    return _Training(job, folder, parallel, data).run(stop_after)
 
 
 class _Training:
-    def __init__(self, job: Job, folder: RunFolder, parallel: Parallel) -> None:
+    def __init__(self, job: Job, folder: RunFolder, parallel: Parallel, data: Splits | None) -> None:
         self.job, self.folder, self.parallel, recipe = job, folder, parallel, job.recipe
-        self.data = load_job_data(job)
+        self.data = load_job_data(job) if data is None else data
         model = build(job, self.data)
         self.train_data, self.val_data, self.test_data = self._parts(model)
         self.loader = Loader(self.train_data, recipe, seed=job.seed, rank=parallel.rank, world=parallel.world)
