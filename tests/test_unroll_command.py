@@ -84,6 +84,34 @@ def test_evaluation_measures_traces_and_makes_noise(run, tmp_path, capsys):
         assert (run / picture).read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_network_without_its_run_is_evaluated_on_a_named_data_set(run, tmp_path, capsys):
+    result = json.loads((run / "result.json").read_text())
+    job = RunFolder(run).job()
+    assert dict(job.recipe.data) == {"seed": 1}
+    assert main(["evaluate", str(run / "model")]) == 2
+    assert "name the data set with --data" in capsys.readouterr().err
+    assert main(["evaluate", str(run / "model"), "--data", "digits", "--json", str(tmp_path / "n.json")]) == 0
+    found = json.loads((tmp_path / "n.json").read_text())
+    assert found["images"] == result["test"]["images"]
+    assert found["test"]["accuracy"] > 0
+    assert found["test"] != result["test"]  # another seed of the parts
+
+
+def test_another_data_set_is_normalised_by_the_runs_own_statistics(run, monkeypatch):
+    from unrolling.training import evaluation_command
+    from unrolling.training.cached import normalised_as
+    from unrolling.training.data import load_data
+
+    options = parser().parse_args(["evaluate", str(run), "--data", "digits"])
+    own, other = load_data("digits", seed=1), normalised_as(load_data("digits"), (0.9,), (0.4,))
+    monkeypatch.setattr(evaluation_command, "load_data", lambda *arguments, **options: other)
+    _, _, data = evaluation_command._of_run(options, RunFolder(run))
+    assert other.test.mean == (0.9,)
+    assert data.test.mean == own.train.mean != other.test.mean
+    assert data.test.std == own.train.std
+    assert torch.equal(data.test.load(3)[0], other.test.load(3)[0])
+
+
 def test_evaluation_takes_parts_and_says_what_is_wrong(run, capsys):
     assert main(["evaluate", str(run), "--split", "val", "--images", "7"]) == 0
     assert "on 7 images of" in capsys.readouterr().out

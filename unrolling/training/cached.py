@@ -12,7 +12,7 @@ from .build import DINO, FrozenSegmenter
 from .data import Data, Part, Splits
 from .features import features
 
-__all__ = ["FeatureData", "as_the_backbone_has_it", "cached"]
+__all__ = ["FeatureData", "as_the_backbone_has_it", "cached", "normalised_as"]
 
 
 class FeatureData(Data):
@@ -47,9 +47,15 @@ def as_the_backbone_has_it(splits: Splits, backbone: str) -> Splits:
         return splits
     from .backbones import IMAGENET_MEAN, IMAGENET_STD
 
+    return normalised_as(splits, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def normalised_as(splits: Splits, mean: Sequence[float], std: Sequence[float]) -> Splits:
+    """The data set with these statistics in the place of its own."""
+
     def renormalised(data: Data) -> Data:
         part = Part(data, range(len(data)), data.name)
-        part.mean, part.std = tuple(IMAGENET_MEAN), tuple(IMAGENET_STD)
+        part.mean, part.std = tuple(mean), tuple(std)
         return part
 
     train, val = renormalised(splits.train), renormalised(splits.val)

@@ -87,7 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     for one in (classify, segment):
         _add_training(one)
     evaluate = kinds.add_parser("evaluate", help="measure a trained network")
-    evaluate.add_argument("run", help="the folder of a run")
+    evaluate.add_argument("run", help="the folder of a run, or of a saved network with --data")
     evaluate.add_argument("--data", help="another data set than the run's, with the same classes")
     evaluate.add_argument("--root", help="the folder of that data set")
     evaluate.add_argument("--split", choices=("train", "val", "test"), default="test")

@@ -13,13 +13,16 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from ..models import load
+from ..models import Segmenter, load
+from ..models.depict import DecoderModel
 from .build import FrozenSegmenter, frozen_segmenter, load_encoder
+from .cached import normalised_as
 from .checkpoint import write_text
 from .data import Data, Splits, first, load_data
-from .evaluate import evaluate, half_level, noise_sweep
+from .evaluate import attention_parameters, evaluate, half_level, noise_sweep
 from .figures import plot_noise, save_figure
 from .loader import normalise
+from .recipe import Recipe, recipe_names
 from .run import Job, RunFolder
 from .trainer import load_job_data, local_device
 
@@ -52,16 +55,12 @@ def _bar(description: str) -> Any:
 def evaluate_run(options: argparse.Namespace) -> int:
     """Runs ``unroll evaluate``; returns the exit status."""
     folder = RunFolder(options.run)
-    job = folder.job()
-    own = load_job_data(job)
-    data = own if options.data is None else load_data(options.data, options.root, task=job.task)
-    if data.test.classes != own.test.classes:
-        raise ValueError(f"{options.data} has other classes than {job.data}: {', '.join(data.test.classes[:5])} …")
+    job, network, data = _saved(options) if _is_saved(folder.path) else _of_run(options, folder)
     part: Data = getattr(data, options.split)
     if options.images is not None:
         part = first(part, options.images)
     device = local_device(options.device)
-    network = load_network(folder, own).to(device)
+    network = network.to(device)
     name = "miou" if job.task == "segment" else "accuracy"
     found: dict[str, Any] = {"run": str(folder.path), "data": part.name, "images": len(part)}
     result = evaluate(network, part, job.recipe, multiscale=options.multiscale, device=device, each=_bar("images"))
@@ -74,6 +73,36 @@ def evaluate_run(options: argparse.Namespace) -> int:
     if options.json:
         write_text(Path(options.json), json.dumps(found, indent=2) + "\n")
     return 0
+
+
+def _is_saved(place: Path) -> bool:
+    """Whether a place holds a network alone, as ``save_pretrained`` leaves it."""
+    return place.suffix == ".safetensors" or (place / "model.safetensors").is_file()
+
+
+def _saved(options: argparse.Namespace) -> tuple[Job, nn.Module, Splits]:
+    if options.data is None:
+        raise ValueError(f"{options.run}: holds a network without its run; name the data set with --data.")
+    network = load(options.run)
+    if isinstance(network, DecoderModel):
+        raise ValueError(f"{options.run}: holds a decoder, whose backbone only its run knows; give the run's folder.")
+    task = "segment" if isinstance(network, Segmenter) else "classify"
+    data = load_data(options.data, options.root, task=task)
+    recipe = Recipe.read(options.data) if options.data in recipe_names() else Recipe()
+    names: dict[str, Any] = {"decoder": "saved"} if task == "segment" else {"model": "saved"}
+    return Job(task, options.data, recipe, options.root, **names), network.eval(), data
+
+
+def _of_run(options: argparse.Namespace, folder: RunFolder) -> tuple[Job, nn.Module, Splits]:
+    job = folder.job()
+    own = load_job_data(job)
+    network = load_network(folder, own)
+    if options.data is None:
+        return job, network, own
+    other = load_data(options.data, options.root, task=job.task)
+    if other.test.classes != own.test.classes:
+        raise ValueError(f"{options.data} has other classes than {job.data}: {', '.join(other.test.classes[:5])} …")
+    return job, network, normalised_as(other, own.train.mean, own.train.std)  # as the network has always seen them
 
 
 def _sweep(
@@ -93,6 +122,8 @@ def _sweep(
         lambda: float(evaluate(network, part, job.recipe, device=device)[name]),
         sigmas,
         draws=options.draws,
+        # As in the papers' figures: of a decoder, not of the encoder beneath it.
+        parameters=attention_parameters(getattr(network, "decoder", network)),
         each=each,
     )
     for level in levels:
