@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from unrolling.training.optimise import Lion, learning_rate, make_optimiser
+from unrolling.training.optimise import Lion, clip_gradients_, learning_rate, make_optimiser
 from unrolling.training.recipe import Recipe, recipe_names
 
 
@@ -124,6 +124,19 @@ def test_lion_is_its_algorithm():
         Lion([x], betas=(1.0, 0.9))
     with pytest.raises(ValueError, match="lr must be positive"):
         Lion([x], lr=0)
+
+
+def test_gradients_are_clipped_together():
+    model = nn.Linear(3, 2)
+    model.weight.grad, model.bias.grad = torch.full((2, 3), 3.0), torch.tensor([1.0, -2.0])
+    kept = [model.weight.grad.clone(), model.bias.grad.clone()]
+    norm = math.sqrt(6 * 9 + 1 + 4)
+    assert clip_gradients_(model, 100.0) == pytest.approx(norm)
+    assert torch.equal(model.bias.grad, kept[1])
+    clip_gradients_(model, 2.0)
+    torch.testing.assert_close(model.weight.grad, kept[0] * 2 / norm)
+    torch.testing.assert_close(model.bias.grad, kept[1] * 2 / norm)
+    assert clip_gradients_(nn.Linear(1, 1), 1.0) == 0
 
 
 def test_lion_leaves_alone_what_has_no_gradient_and_evaluates_a_closure():

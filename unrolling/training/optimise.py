@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ..errors import check_positive_number
 from .recipe import Recipe
 
-__all__ = ["Lion", "learning_rate", "make_optimiser"]
+__all__ = ["Lion", "clip_gradients_", "learning_rate", "make_optimiser"]
 
 
 class Lion(torch.optim.Optimizer):
@@ -87,6 +89,29 @@ def make_optimiser(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
     if recipe.optimiser == "lion":
         return Lion(groups, lr=recipe.rate, betas=recipe.betas)
     return torch.optim.AdamW(groups, lr=recipe.rate, betas=recipe.betas)
+
+
+@torch.no_grad()
+def clip_gradients_(model: nn.Module, limit: float) -> float:
+    """Scales all gradients together so that their norm is at most ``limit``; returns the norm that they had.
+
+    Parameters may be whole or shared out among processes (FSDP2), in one model; torch's own function takes no mixture.
+    """
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    shared = [grad.to_local() for grad in grads if isinstance(grad, DTensor)]
+    whole = [grad for grad in grads if not isinstance(grad, DTensor)]
+    square = torch.zeros((), device=grads[0].device if grads else "cpu")
+    for part in shared:
+        square += part.float().square().sum()
+    if shared:
+        dist.all_reduce(square)
+    for part in whole:
+        square += part.float().square().sum()
+    norm = float(square.sqrt())
+    if norm > limit:
+        for part in (*shared, *whole):
+            part.mul_(limit / norm)
+    return norm
 
 
 def learning_rate(recipe: Recipe, step: int, steps_per_epoch: int) -> float:

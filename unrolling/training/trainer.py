@@ -26,7 +26,7 @@ from .data import IGNORE, Data, Splits, load_data
 from .evaluate import evaluate
 from .loader import Batch, Loader, mixing_of, normalise
 from .metrics import metric_of
-from .optimise import learning_rate, make_optimiser
+from .optimise import clip_gradients_, learning_rate, make_optimiser
 from .regularise import SparseRate
 from .run import Diverged, Job, RunFolder
 
@@ -216,7 +216,7 @@ class _Training:
         if not bool(torch.isfinite(total)):
             raise Diverged(self._diverged(float(total), rate))
         if recipe.clip:
-            nn.utils.clip_grad_norm_(self.model.parameters(), recipe.clip)
+            clip_gradients_(self.model, recipe.clip)
         self.optimiser.step()
         for name, p in self.model.named_parameters() if self.average else ():
             self.average[name].lerp_(p.detach(), 1 - recipe.ema)
