@@ -25,6 +25,7 @@ from unrolling import (
 )
 from unrolling.attend import attend
 from unrolling.kernels import choice, scratch, tiles
+from unrolling.models import create
 
 TIGHT = {torch.float64: 1e-11, torch.float32: 1e-5}
 
@@ -433,3 +434,25 @@ def test_what_sees_through_formulas_gets_them():
     torch.func.vmap(lambda row: seen.append(choice.choose("test", "auto", lambda: True, row)) or row)(x)
     assert seen == ["plain"]
     torch.testing.assert_close(attend(x, x, x, 1.0, kernel="fast"), attend(x, x, x, 1.0, kernel="plain"))
+
+
+@pytest.mark.parametrize("attention", ["cbsa", "mssa", "mssa exact", "tssa", "tssa exact", "agent", "softmax"])
+def test_a_path_that_is_forced_works_under_autocast(attention):
+    """Forward and backward as far from single precision as bfloat16 is. (MiTA selects other keys: it has no such bound.)"""
+    kind, _, form = attention.partition(" ")
+    options = {"form": form} if form else {}
+    model = create("cbt-tiny", attention=kind, depth=1, num_classes=10, img_size=96, **options)
+    for module in model.modules():
+        if isinstance(getattr(module, "kernel", None), str):
+            module.kernel = "fast"
+    x, found = torch.randn(2, 3, 96, 96), []
+    for half in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            y = model(x)
+        y.float().square().sum().backward()
+        grads = [p.grad for name, p in model.named_parameters() if ".attention." in name and p.grad is not None]
+        found.append([y.float().detach(), torch.cat([grad.flatten() for grad in grads])])
+    for exact, rounded in zip(*found, strict=True):
+        assert float((exact - rounded).norm()) <= 0.05 * float(exact.norm())
+        assert not torch.equal(exact, rounded)

@@ -198,6 +198,16 @@ def test_a_loss_that_diverges_stops_and_leaves_the_checkpoint(tmp_path):
     assert state
 
 
+def test_a_class_out_of_range_is_named_when_it_is_met(tmp_path):
+    """Data sets in memory are checked as they are made; those that are read image by image, as they are read."""
+    parts = made_up(classify())
+    targets = parts.train.targets.clone()
+    parts.train.targets = targets
+    targets[7] = 9
+    with pytest.raises(ValueError, match=r"squares 0: labels must be 0 … 3, but \[9\] occur"):
+        trainer.train(classify(), RunFolder(tmp_path / "run"), QUIET, data=parts)
+
+
 def test_a_full_disk_is_said_and_the_checkpoint_before_it_stays(tmp_path, monkeypatch):
     folder = RunFolder(tmp_path / "run")
     train(classify(save_every=1), folder, stop_after=2)

@@ -26,6 +26,8 @@ def contract_tokens(w: Tensor, beta: float, kernel: str = "auto", shard: Shard |
     """
     if choose("contract_tokens", kernel, lambda: w.shape[-2] >= TALL * w.shape[-1], w) == PLAIN:
         return _plain(w, beta, shard)
+    if w.dtype in (torch.float16, torch.bfloat16):  # forced under autocast: half precision has no solver
+        return _Contract.apply(w.float(), beta, shard).to(w.dtype)
     return _Contract.apply(w, beta, shard)
 
 

@@ -67,6 +67,9 @@ def shrink(
         return shrink_plain(w, temperature, step, how, bias, shard)
     if shard is not None and how.causal:
         return shrink_plain(w, temperature, step, how, bias, shard)
+    if w.dtype in (torch.float16, torch.bfloat16):  # forced under autocast: sums are kept in single precision
+        wide, extra = torch.as_tensor(step).float(), None if bias is None else bias.float()
+        return shrink(w.float(), temperature.float(), wide, how, extra, kernel, shard).to(w.dtype)
     leading = w.shape[:-2]
     spread = torch.as_tensor(step, dtype=w.dtype, device=w.device).expand(*leading, 1, 1)
     if how.causal:
