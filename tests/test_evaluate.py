@@ -232,3 +232,51 @@ def test_the_level_of_half_is_between_the_levels_around_it():
     assert half_level(levels((0, 0.8), (0.01, 0.7))) is None
     assert half_level(levels((0, 0.8), (0.01, 0.7), (0.1, 0.5)), floor=0.4) == pytest.approx(10**-1.5)
     assert math.isclose(NoiseLevel(0.1, (0.2, 0.4)).mean, 0.3)
+
+
+def test_the_rate_in_the_loss_is_its_formula_whatever_the_scale_of_tokens_and_bases():
+    """In plain numpy: determinants of the large side, an orthonormal basis of every head's span."""
+    import numpy as np
+
+    from unrolling.training.regularise import SparseRate
+
+    model = classifier()
+    x = torch.randn(2, 3, 8, 8)
+    outputs = []
+    model.blocks[0].register_forward_hook(
+        lambda block, inputs, output: outputs.append(output.detach().double().numpy())
+    )
+    with torch.no_grad(), SparseRate(model, sparsity=0.3) as rate:
+        model(x)
+    layer, wanted = model.blocks[0].attention, []
+    for z in outputs[0]:
+        n, d = z.shape
+        z = z * d**0.5 / np.linalg.norm(z, axis=1, keepdims=True)
+        compressed = 0.0
+        for U in layer.U.detach().double().numpy():
+            q = np.linalg.svd(U, full_matrices=False)[0]
+            p = q.shape[1]
+            compressed += 0.5 * np.linalg.slogdet(np.eye(n) + p / (n * layer.epsilon**2) * (z @ q) @ (z @ q).T)[1]
+        expanded = 0.5 * np.linalg.slogdet(np.eye(n) + d / (n * layer.epsilon**2) * z @ z.T)[1]
+        wanted.append((compressed - expanded) / n + 0.3 * np.abs(z).mean())
+    assert float(rate.value()) == pytest.approx(np.mean(wanted), rel=1e-4)
+    with torch.no_grad(), SparseRate(model) as again:
+        model(x)
+        assert [len(block._forward_hooks) for block in model.blocks] == [2]
+    model(x)  # it listens no longer
+    assert [len(block._forward_hooks) for block in model.blocks] == [1]
+    assert len(again.terms) == 1
+
+
+def test_smaller_bases_do_not_lower_the_rate_in_the_loss():
+    """Of a free basis: the rate is that of the span of every head."""
+    from unrolling.training.regularise import SparseRate
+
+    model, found = classifier(), []
+    x = torch.randn(2, 5, 12)
+    for factor in (1.0, 0.1):
+        with torch.no_grad(), SparseRate(model) as rate:
+            model.blocks[0].attention.basis.mul_(factor)
+            rate._listen(model.blocks[0], None, x)
+        found.append(float(rate.value()))
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
