@@ -10,12 +10,28 @@ import torch
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
 from scipy import stats
 
-from unrolling.training.augment import AUGMENTATIONS, Pipeline, apply
-from unrolling.training.augment_base import fitting_box, from_pil, nearest, resampled, to_pil, window
-from unrolling.training.augment_colour import Erase, Jitter, Photometric, ThreeAugment, luminance, saturate, turn_hue
-from unrolling.training.augment_geometry import CenterCrop, Crop, Flip, PadCrop, RandomResizedCrop, Resize, ResizeRange
+from unrolling.training.augmentation.base import fitting_box, from_pil, nearest, resampled, to_pil, window
+from unrolling.training.augmentation.colour import (
+    Erase,
+    Jitter,
+    Photometric,
+    ThreeAugment,
+    luminance,
+    saturate,
+    turn_hue,
+)
+from unrolling.training.augmentation.geometry import (
+    CenterCrop,
+    Crop,
+    Flip,
+    PadCrop,
+    RandomResizedCrop,
+    Resize,
+    ResizeRange,
+)
+from unrolling.training.augmentation.pipeline import AUGMENTATIONS, Pipeline, apply
+from unrolling.training.augmentation.rand_augment import OPERATIONS, RandAugment, operate
 from unrolling.training.data import IGNORE
-from unrolling.training.rand_augment import OPERATIONS, RandAugment, operate
 
 GEOMETRY = {
     "pad_crop": PadCrop(3),
@@ -520,7 +536,7 @@ def test_magnitudes_are_normal_and_cut(monkeypatch):
         seen.append((name, t, sign))
         return picture
 
-    monkeypatch.setattr("unrolling.training.rand_augment.operate", spy)
+    monkeypatch.setattr("unrolling.training.augmentation.rand_augment.operate", spy)
     step = RandAugment(2, magnitude=9, std=0.5, probability=0.5)
     u = uniform(4000, step.draws)
     step(blobs(1, 1, (4, 4)).expand(4000, -1, -1, -1), None, u)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from unrolling.training import backbones
-from unrolling.training.backbones import dinov2_small, vit_from_onnx
 from unrolling.training.data import MissingData
+from unrolling.training.pretrained import backbones
+from unrolling.training.pretrained.backbones import dinov2_small, vit_from_onnx
 
 WIDTH, HEADS, DEPTH, PATCH, SIDE = 128, 2, 2, 4, 3
 MATRICES = {

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from unrolling.training import brains
 from unrolling.training.data import MissingData, load_data
+from unrolling.training.datasets import brains
 
 nibabel = pytest.importorskip("nibabel", reason="needs nibabel")
 

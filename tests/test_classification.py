@@ -8,9 +8,9 @@ import pytest
 import torch
 from PIL import Image
 
-from unrolling.training import classification
-from unrolling.training.classification import read_image
 from unrolling.training.data import MissingData, load_data
+from unrolling.training.datasets import classification
+from unrolling.training.datasets.classification import read_image
 
 
 def bytes_of(*shape):

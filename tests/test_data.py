@@ -5,8 +5,9 @@ import importlib.util
 import pytest
 import torch
 
-from unrolling.training import classification, data
+from unrolling.training import data
 from unrolling.training.data import IGNORE, ArrayData, Part, Splits, cache_folder, load_data, split
+from unrolling.training.datasets import classification
 
 
 def bytes_of(*shape):
@@ -139,7 +140,7 @@ def named(root=None, shift=0):
 def by_name(monkeypatch):
     """A data set that is known as "counted"."""
     monkeypatch.setattr(classification, "named", named, raising=False)
-    monkeypatch.setitem(data.DATA, "counted", ("classify", "classification", "named"))
+    monkeypatch.setitem(data.DATA, "counted", ("classify", "datasets.classification", "named"))
 
 
 def test_data_is_loaded_by_name_with_its_options(by_name):

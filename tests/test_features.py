@@ -12,9 +12,11 @@ from torch.nn import functional as F
 from unrolling import models as m
 from unrolling.adapt import adapt
 from unrolling.training.data import ArrayData, Data, Part
-from unrolling.training.features import features
+from unrolling.training.pretrained.features import features
 
-module = importlib.import_module("unrolling.training.features")  # the package may have a function of that name
+module = importlib.import_module(
+    "unrolling.training.pretrained.features"
+)  # the package may have a function of that name
 SIZES = {"img_size": 16, "patch_size": 8, "embed_dim": 12, "depth": 2, "num_heads": 3, "num_classes": 0}
 
 

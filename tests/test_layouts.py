@@ -4,8 +4,8 @@ import pytest
 import torch
 from PIL import Image
 
-from unrolling.training import layouts
 from unrolling.training.data import IGNORE, MissingData, load_data
+from unrolling.training.datasets import layouts
 
 NAMES = ("ade20k", "pascal-context", "pascal-voc", "cityscapes")
 COLOURS = [value for label in range(256) for value in (255 - label, label, 7)]

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from unrolling.training.mixing import Mixing, beta_quantile
+from unrolling.training.augmentation.mixing import Mixing, beta_quantile
 
 
 def batch(count=5, size=(12, 20), classes=4):

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from unrolling.training import rendered, scenes
 from unrolling.training.data import ArrayData, MissingData, Splits, cache_folder, load_data
+from unrolling.training.datasets import rendered, scenes
 
 SMALL = (6, 2, 3)
 
@@ -308,7 +308,7 @@ def test_photographs_of_train_and_test_differ():
 
 @needs_photographs
 def test_fashion_scenes_are_clothes_over_photographs(monkeypatch):
-    from unrolling.training import classification
+    from unrolling.training.datasets import classification
 
     monkeypatch.setattr(classification, "fashion_mnist", lambda root: clothes())
     made = load_data("fashion-scenes", sizes=SMALL)

@@ -12,10 +12,10 @@ import torch
 from safetensors.torch import load_file, save
 from torch.nn import functional as F
 
-from unrolling.training import backbones
-from unrolling.training.backbones import minilm
 from unrolling.training.data import MissingData
-from unrolling.training.text import TextConfig, TextEncoder, text_tokens
+from unrolling.training.pretrained import backbones
+from unrolling.training.pretrained.backbones import minilm
+from unrolling.training.pretrained.text import TextConfig, TextEncoder, text_tokens
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "layer", "is", "one", "step"]
 SIZES = {

@@ -99,8 +99,8 @@ def test_a_network_without_its_run_is_evaluated_on_a_named_data_set(run, tmp_pat
 
 def test_another_data_set_is_normalised_by_the_runs_own_statistics(run, monkeypatch):
     from unrolling.training import evaluation_command
-    from unrolling.training.cached import normalised_as
     from unrolling.training.data import load_data
+    from unrolling.training.pretrained.cached import normalised_as
 
     options = parser().parse_args(["evaluate", str(run), "--data", "digits"])
     own, other = load_data("digits", seed=1), normalised_as(load_data("digits"), (0.9,), (0.4,))

@@ -151,7 +151,7 @@ def load_encoder(name: str) -> ImageModel:
         ValueError for a place that holds no encoder of images; MissingData for a package that is not installed.
     """
     if name == DINO:
-        from .backbones import dinov2_small
+        from .pretrained.backbones import dinov2_small
 
         return dinov2_small()
     place = Path(name)

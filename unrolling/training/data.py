@@ -249,22 +249,22 @@ def cache_folder() -> Path:
 
 
 DATA: dict[str, tuple[str, str, str]] = {
-    "fashion-mnist": ("classify", "classification", "fashion_mnist"),
-    "digits": ("classify", "classification", "digits"),
-    "folder": ("classify", "classification", "class_folders"),
-    "cifar10": ("classify", "classification", "cifar10"),
-    "cifar100": ("classify", "classification", "cifar100"),
-    "crafter": ("segment", "scenes", "crafter"),
-    "fashion-scenes": ("segment", "scenes", "fashion_scenes"),
-    "digit-scenes": ("segment", "scenes", "digit_scenes"),
-    "mni152": ("segment", "brains", "mni152"),
-    "brains-aal": ("segment", "brains", "brains_aal"),
-    "ade20k": ("segment", "layouts", "ade20k"),
-    "pascal-context": ("segment", "layouts", "pascal_context"),
-    "pascal-voc": ("segment", "layouts", "pascal_voc"),
-    "cityscapes": ("segment", "layouts", "cityscapes"),
+    "fashion-mnist": ("classify", "datasets.classification", "fashion_mnist"),
+    "digits": ("classify", "datasets.classification", "digits"),
+    "folder": ("classify", "datasets.classification", "class_folders"),
+    "cifar10": ("classify", "datasets.classification", "cifar10"),
+    "cifar100": ("classify", "datasets.classification", "cifar100"),
+    "crafter": ("segment", "datasets.scenes", "crafter"),
+    "fashion-scenes": ("segment", "datasets.scenes", "fashion_scenes"),
+    "digit-scenes": ("segment", "datasets.scenes", "digit_scenes"),
+    "mni152": ("segment", "datasets.brains", "mni152"),
+    "brains-aal": ("segment", "datasets.brains", "brains_aal"),
+    "ade20k": ("segment", "datasets.layouts", "ade20k"),
+    "pascal-context": ("segment", "datasets.layouts", "pascal_context"),
+    "pascal-voc": ("segment", "datasets.layouts", "pascal_voc"),
+    "cityscapes": ("segment", "datasets.layouts", "cityscapes"),
 }
-"""Name: the task, the module beside this one, and its function, which takes ``root`` and options and gives Splits."""
+"""Name: the task, its module here, and its function, which takes ``root`` and options and gives Splits."""
 
 
 def load_data(

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ..attention import AttentionLayer
 from ..errors import check_count, check_positive_number
 from ..subspace import SubspaceLayer
-from .augment import Pipeline
+from .augmentation.pipeline import Pipeline
 from .data import Data
 from .loader import normalise, whole
 from .metrics import metric_of

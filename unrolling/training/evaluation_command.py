@@ -16,12 +16,12 @@ from tqdm import tqdm
 from ..models import Segmenter, load
 from ..models.depict import DecoderModel
 from .build import FrozenSegmenter, frozen_segmenter, load_encoder
-from .cached import normalised_as
 from .checkpoint import write_text
 from .data import Data, Splits, first, load_data
 from .evaluate import attention_parameters, evaluate, half_level, noise_sweep
 from .figures import plot_noise, save_figure
 from .loader import normalise
+from .pretrained.cached import normalised_as
 from .recipe import Recipe, recipe_names
 from .run import Job, RunFolder
 from .trainer import load_job_data, local_device

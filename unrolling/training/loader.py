@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .augment import Pipeline, apply
+from .augmentation.mixing import Mixing
+from .augmentation.pipeline import Pipeline, apply
 from .data import Data, check_labels
-from .mixing import Mixing
 from .recipe import Recipe
 
 __all__ = ["Batch", "Loader", "generator", "mixing_of", "normalise", "whole"]

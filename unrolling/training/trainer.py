@@ -20,13 +20,13 @@ from tqdm import tqdm
 from .. import sharding
 from ..models import Model
 from .build import FrozenSegmenter, make_classifier, make_segmenter
-from .cached import as_the_backbone_has_it, cached
 from .checkpoint import fingerprint, load_training, save_training
 from .data import IGNORE, Data, Splits, load_data
 from .evaluate import evaluate
 from .loader import Batch, Loader, mixing_of, normalise
 from .metrics import metric_of
 from .optimise import clip_gradients_, learning_rate, make_optimiser
+from .pretrained.cached import as_the_backbone_has_it, cached
 from .regularise import SparseRate
 from .run import Diverged, Job, RunFolder
 

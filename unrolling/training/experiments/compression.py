@@ -13,12 +13,12 @@ import objectives
 from objectives import CodingRate
 
 from ...trace import Trace
-from ..backbones import minilm
 from ..build import DINO, load_encoder
-from ..cached import as_the_backbone_has_it
 from ..data import load_data
 from ..evaluation_command import load_network
 from ..figures import COLOURS, new_figure
+from ..pretrained.backbones import minilm
+from ..pretrained.cached import as_the_backbone_has_it
 from ..trainer import build, load_job_data
 from .common import Experiment, Setting, images_of, train_all
 from .fair import VARIANTS, fair_jobs, label_of

@@ -192,7 +192,7 @@ def _sweep(run: RunFolder, setting: Setting) -> list[tuple[float, list[float]]]:
     network = load_network(run, splits)
     held = first(splits.test, 16 if setting.smoke else 60)
     if isinstance(network, FrozenSegmenter):
-        from ..cached import cached
+        from ..pretrained.cached import cached
 
         held = cached(network, held)
     sigmas = SIGMAS[1::2] if setting.smoke else SIGMAS

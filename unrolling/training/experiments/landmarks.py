@@ -13,10 +13,10 @@ from torch.nn import functional as F
 from ...adapt import adapt
 from ...layers.mita import MiTA
 from ..build import DINO
-from ..cached import as_the_backbone_has_it
 from ..data import Data, load_data
 from ..figures import COLOURS, new_figure
 from ..loader import generator, normalise
+from ..pretrained.cached import as_the_backbone_has_it
 from ..recipe import Recipe
 from ..run import Job
 from .common import Experiment, Setting, train_all

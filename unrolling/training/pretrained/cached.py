@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from .build import DINO, FrozenSegmenter
-from .data import Data, Part, Splits
+from ..build import DINO, FrozenSegmenter
+from ..data import Data, Part, Splits
 from .features import features
 
 __all__ = ["FeatureData", "as_the_backbone_has_it", "cached", "normalised_as"]

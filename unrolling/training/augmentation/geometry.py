@@ -8,8 +8,9 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from ..errors import check_count
-from .augment_base import (
+from ...errors import check_count
+from ..data import IGNORE
+from .base import (
     Augmentation,
     OneByOne,
     check_mode,
@@ -24,7 +25,6 @@ from .augment_base import (
     sides,
     windows,
 )
-from .data import IGNORE
 
 __all__ = ["CenterCrop", "Crop", "Flip", "PadCrop", "RandomResizedCrop", "Resize", "ResizeRange"]
 

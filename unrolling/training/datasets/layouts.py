@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..data import IGNORE, Data, MissingData, Splits
 from .classification import IMAGENET, SUFFIXES, Root, as_tensor, folder_at, read_image, read_picture
-from .data import IGNORE, Data, MissingData, Splits
 
 __all__ = ["ade20k", "cityscapes", "pascal_context", "pascal_voc"]
 

@@ -13,8 +13,8 @@ from types import ModuleType
 
 from torch import Tensor
 
-from ..errors import check_count
-from .data import ArrayData, MissingData, Splits, cache_folder
+from ...errors import check_count
+from ..data import ArrayData, MissingData, Splits, cache_folder
 
 __all__ = ["PARTS", "array_splits", "check_parts", "kept", "needed"]
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import check_choice, check_count
-from .data import MissingData, Splits
+from ...errors import check_choice, check_count
+from ..data import MissingData, Splits
 from .rendered import PARTS, array_splits, needed
 
 __all__ = ["LOBES", "TISSUES", "brains_aal", "mni152"]

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..errors import check_choice, check_count
-from .data import ArrayData, Data, MissingData, Splits, check_labels, split
+from ...errors import check_choice, check_count
+from ..data import ArrayData, Data, MissingData, Splits, check_labels, split
 
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture

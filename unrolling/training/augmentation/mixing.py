@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import check_count
-from .augment_base import number, place
+from ...errors import check_count
+from .base import number, place
 
 __all__ = ["Mixing", "beta_quantile"]
 

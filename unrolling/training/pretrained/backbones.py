@@ -22,8 +22,8 @@ from uuid import uuid4
 import torch
 from torch import Tensor, nn
 
-from ..models import ViT, ViTConfig
-from .data import MissingData, cache_folder
+from ...models import ViT, ViTConfig
+from ..data import MissingData, cache_folder
 from .text import TextConfig, TextEncoder
 
 __all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "dinov2_small", "minilm", "vit_from_onnx"]

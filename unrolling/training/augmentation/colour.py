@@ -9,7 +9,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from .augment_base import Augmentation, OneByOne, check_colours, fitting_box, from_pil, interval, number, place, to_pil
+from .base import Augmentation, OneByOne, check_colours, fitting_box, from_pil, interval, number, place, to_pil
 
 __all__ = ["Erase", "Jitter", "Photometric", "ThreeAugment", "blended", "luminance"]
 

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, final
 
 from torch import Tensor
 
-from ..errors import check_count
-from .augment_base import OneByOne, check_colours, check_mode, colour, colours, from_pil, number, place, to_pil
+from ...errors import check_count
+from .base import OneByOne, check_colours, check_mode, colour, colours, from_pil, number, place, to_pil
 
 __all__ = ["OPERATIONS", "RandAugment", "operate"]
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import check_count
-from .data import Data, MissingData, Splits
+from ...errors import check_count
+from ..data import Data, MissingData, Splits
 from .rendered import PARTS, array_splits, check_parts, kept, needed
 
 __all__ = ["CRAFTER_CLASSES", "crafter", "digit_scenes", "fashion_scenes"]

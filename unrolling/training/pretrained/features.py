@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import check_count, check_pair
-from ..models.base import pair
-from ..models.image import ImageModel
+from ...errors import check_count, check_pair
+from ...models.base import pair
+from ...models.image import ImageModel
+from ..build import patch_tokens
+from ..data import Data, cache_folder
 from .backbones import IMAGENET_MEAN, IMAGENET_STD
-from .build import patch_tokens
-from .data import Data, cache_folder
 
 __all__ = ["features"]
 
@@ -62,7 +62,7 @@ def features(
         TypeError for another model or images; ValueError for a size that is not whole patches, channels or statistics that
         do not fit, tokens too large for float16, and a disk that is too small.
 
-    >>> from ..models import ViT
+    >>> from ...models import ViT
     >>> vit = ViT(img_size=16, patch_size=8, embed_dim=12, depth=1, num_heads=3, num_classes=0)
     >>> features(vit, torch.zeros(5, 1, 7, 9, dtype=torch.uint8), size=24, cache=False).shape
     torch.Size([5, 9, 12])

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..attend import attend
-from ..errors import check_count, check_positive_number
+from ...attend import attend
+from ...errors import check_count, check_positive_number
 
 __all__ = ["TextConfig", "TextEncoder", "text_tokens"]
 

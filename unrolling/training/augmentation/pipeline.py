@@ -13,9 +13,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .augment_base import Augmentation
-from .augment_colour import Erase, Jitter, Photometric, ThreeAugment
-from .augment_geometry import CenterCrop, Crop, Flip, PadCrop, RandomResizedCrop, Resize, ResizeRange
+from .base import Augmentation
+from .colour import Erase, Jitter, Photometric, ThreeAugment
+from .geometry import CenterCrop, Crop, Flip, PadCrop, RandomResizedCrop, Resize, ResizeRange
 from .rand_augment import RandAugment
 
 __all__ = ["AUGMENTATIONS", "Augmentation", "Pipeline", "apply"]

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..errors import check_count
-from .data import IGNORE
+from ...errors import check_count
+from ..data import IGNORE
 
 __all__ = [
     "Augmentation",

@@ -1,0 +1,1 @@
+"""The data sets themselves, each read from where a package has installed it, or from its public layout."""
