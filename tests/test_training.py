@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from unrolling.training import trainer
 from unrolling.training.checkpoint import read_training, written_whole
 from unrolling.training.data import IGNORE, ArrayData, Splits
-from unrolling.training.loader import Loader
+from unrolling.training.loader import Loader, mixing_of
 from unrolling.training.recipe import Recipe
 from unrolling.training.run import Diverged, Job, RunFolder
 from unrolling.training.trainer import Parallel
@@ -113,6 +113,47 @@ def test_what_was_stopped_at_any_step_goes_on_to_the_same_numbers(job, stop, tmp
     train(job, RunFolder(tmp_path / "torn"))
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "torn"))
     assert numbers(tmp_path / "whole") == numbers(tmp_path / "torn")
+
+
+@pytest.mark.parametrize(
+    "job",
+    [
+        classify(smoothing=0.2, model={}, mix={"mixup": 1.0}),
+        classify(loss="binary", model={}, mix={"mixup": 1.0}),
+        segment(smoothing=0.2),
+    ],
+    ids=["soft classes", "binary", "masks"],
+)
+def test_the_first_loss_is_its_definition(job, tmp_path):
+    if job.task == "classify":
+        small = {"embed_dim": 12, "depth": 1, "num_heads": 3}
+        job = Job(job.task, job.data, Recipe(**{**vars(job.recipe), "model": small}), model="vit-tiny")
+    train(job, RunFolder(tmp_path / "run"), stop_after=1)
+    found = RunFolder(tmp_path / "run").lines()[0]["loss"]
+    data = made_up(job)
+    model = trainer.build(job, data).train()
+    batch = next(iter(Loader(data.train, job.recipe).batches(0)))
+    x = (batch.images.float() / 255 - 0.3) / 0.2
+    if job.task == "segment":
+        logs = model(x).log_softmax(1)
+        kept = batch.targets != IGNORE
+        own = logs.gather(1, batch.targets.clamp_max(4).unsqueeze(1)).squeeze(1)
+        wanted = -(0.8 * own + 0.2 * logs.mean(1))[kept].mean()
+    else:
+        left = mixing_of(job.recipe, 4)(
+            x, batch.targets, ((batch.partners[0].float() / 255 - 0.3) / 0.2, batch.partners[1]), batch.uniforms
+        )
+        scores, y = model(left[0]), left[1]
+        assert torch.allclose(y.sum(1), torch.ones(12))
+        if job.recipe.loss == "binary":
+            present = ((y > 0) * 1.0).double()
+            p = torch.sigmoid(scores.double())
+            wanted = -(present * p.log() + (1 - present) * (1 - p).log()).mean()
+            assert set(present.sum(1).tolist()) == {1, 2}
+        else:
+            wanted = -(y * scores.log_softmax(1)).sum(1).mean()
+            assert float(y.min()) > 0.04  # smoothed
+    assert found == pytest.approx(float(wanted.detach()), rel=1e-5)
 
 
 def test_training_learns_and_says_so(tmp_path):

@@ -64,6 +64,21 @@ def test_a_run_leaves_its_numbers_its_network_and_its_page(run, capsys):
     assert f"test accuracy {result['test']['accuracy']:.4f}" in said.out
 
 
+def test_fields_of_the_recipe_reach_the_networks_that_they_are_for(run, masks):
+    from unrolling.models import load
+
+    c = load(run / "model").config
+    assert (c.representatives, c.keys_per_expert, c.depth, c.num_classes, c.in_chans) == ((2, 2), 4, 1, 10, 1)
+    c = load(masks / "model").config
+    assert (c.decoder.depth, c.decoder.attention, c.decoder.head_dim, c.encoder.depth, c.decoder.num_classes) == (
+        1,
+        "self",
+        16,
+        1,
+        11,
+    )
+
+
 def test_another_command_for_the_same_folder_is_refused(run, capsys):
     assert main([*CLASSIFY, "--seed", "1", "--out", str(run)]) == 2
     assert re.search(r"holds another run: seed is 0 there and 1 here", capsys.readouterr().err)
@@ -249,6 +264,12 @@ def test_a_network_of_a_run_is_the_backbone_of_another(run, tmp_path, capsys):
     encoder = load(vit / "model").encoder.state_dict()
     tuned = load(out / "model").encoder.state_dict()
     assert any(not torch.equal(encoder[name], tuned[name]) for name in encoder)
+    moved = {
+        name: float((encoder[name] - tuned[name]).norm() / encoder[name].norm())
+        for name in encoder
+        if encoder[name].ndim > 1
+    }
+    assert max(moved.values()) < 0.5  # four steps from where it was, not from other first weights
     assert type(load(tmp_path / "frozen" / "model")).__name__ == "CBTDecoder"
     capsys.readouterr()
     assert main(["evaluate", str(tmp_path / "frozen"), "--trace"]) == 0
@@ -270,6 +291,35 @@ def test_a_network_of_a_run_is_the_backbone_of_another(run, tmp_path, capsys):
         )
         == 0
     )
+
+
+def test_cached_features_keep_their_masks_and_a_frozen_encoder_learns_nothing(tmp_path, monkeypatch):
+    from unrolling.models import ViT
+    from unrolling.models.segmenter import LinearDecoder
+    from unrolling.training import ArrayData, FrozenSegmenter
+    from unrolling.training.pretrained.cached import cached
+
+    monkeypatch.setenv("UNROLL_CACHE", str(tmp_path))
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 255, (5, 3, 8, 8), generator=generator, dtype=torch.uint8)
+    masks = torch.randint(0, 3, (5, 8, 8), generator=generator)
+    data = ArrayData("made up", images, masks, "abc")
+    vit = ViT(img_size=8, patch_size=4, embed_dim=12, depth=1, num_heads=3, num_classes=0)
+    model = FrozenSegmenter(vit, LinearDecoder(num_classes=3, embed_dim=12, patch_size=4), (8, 8), (8, 8))
+    assert not any(p.requires_grad for p in vit.parameters())
+    assert {name for name, _ in model.named_parameters()} == {"decoder.head.weight", "decoder.head.bias"}
+    found = cached(model, data)
+    for index in range(5):
+        tokens, mask = found.load(index)
+        assert torch.equal(mask, masks[index])
+        one = found.load_many([index])
+        assert torch.equal(one[0][0], tokens)
+        assert torch.equal(one[1][0], mask)
+        x = (images[index : index + 1].float() / 255 - torch.tensor(data.mean).view(-1, 1, 1)) / torch.tensor(
+            data.std
+        ).view(-1, 1, 1)
+        torch.testing.assert_close(tokens.float(), model.tokens(x)[0], atol=5e-3, rtol=5e-3)
+        torch.testing.assert_close(model(tokens.float()[None]), model(x), atol=5e-3, rtol=5e-3)
 
 
 def test_features_from_the_disk_train_like_images(tmp_path, monkeypatch):
