@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -370,3 +371,45 @@ def test_torchrun_runs_the_same_command(run, tmp_path):
     one, two = (json.loads((place / "result.json").read_text()) for place in (run, tmp_path / "two"))
     assert one["test"]["loss"] == pytest.approx(two["test"]["loss"], rel=1e-3)
     assert two["test"]["images"] == 359
+
+
+COMMANDS = """
+classify --model cbt-tiny --data digits
+classify --model cbt-tiny --attention mssa,cbsa --data digits --set model.depth=2 --seed 3
+classify --model cbt-tiny --attention cbsa --form exact --tied --orthonormal --certified --data digits
+classify --model vit-tiny --data digits --set augment={} --set 'betas=[0.5, 0.6]' --set optimiser=lion
+classify --model vit-tiny --data digits --set 'mix={mixup = 0.2}' --set 'model.CBT={representatives = [1, 1]}'
+segment --decoder cbt --data crafter --recipe ade20k --set batch=2
+segment --decoder cbt --backbone dinov2-small --frozen --cache-features --data crafter --set augment={}
+classify --model crate-tiny --data folder --root 'some where' --recipe imagenet-crate
+"""
+
+
+@pytest.mark.parametrize("arguments", [shlex.split(line) for line in COMMANDS.strip().splitlines()])
+def test_the_command_of_a_job_makes_the_job(arguments):
+    from unrolling.training.again import command_of
+
+    job = job_of(parser().parse_args(["train", *arguments]))
+    said = shlex.split(command_of(job))
+    assert said[0] == "unroll"
+    again = job_of(parser().parse_args(said[1:]))
+    assert json.dumps(again.to_dict()) == json.dumps(job.to_dict())
+
+
+def test_small_networks_are_kept_with_their_commands_and_hashes(run, masks, tmp_path, capsys):
+    from unrolling.models import load
+    from unrolling.training.again import read_cards
+    from unrolling.training.checkpoint import fingerprint
+
+    assert main(["keep", str(run), str(masks), "--into", str(tmp_path / "kept")]) == 0
+    assert main(["keep", str(run), "--into", str(tmp_path / "kept")]) == 0  # again: nothing is lost
+    cards = read_cards(tmp_path / "kept")
+    assert set(cards) == {"cbsa", "masks"}
+    result = json.loads((run / "result.json").read_text())
+    assert cards["cbsa"]["sha256"] == result["sha256"] == fingerprint(load(tmp_path / "kept" / "cbsa").state_dict())
+    assert cards["cbsa"]["test"]["accuracy"] == result["test"]["accuracy"]
+    assert cards["cbsa"]["command"].startswith("unroll train classify --model cbt-tiny --data digits")
+    assert main(["keep", str(tmp_path), "--into", str(tmp_path / "kept")]) == 2
+    assert "holds no run" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="holds no cards"):
+        read_cards(tmp_path)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from .again import keep
 from .data import DATA, MissingData
 from .experiment_command import run_experiments, write_results
 from .experiments import EXPERIMENTS
@@ -63,7 +64,10 @@ def _parser() -> argparse.ArgumentParser:
     classify.add_argument(
         "--model", required=True, help="a name such as cbt-tiny; `proofs-check models --list` lists all"
     )
-    classify.add_argument("--attention", help="mssa, cbsa, tssa, softmax, agent, mita; by default the model's own")
+    classify.add_argument(
+        "--attention",
+        help="mssa, cbsa, tssa, softmax, agent, mita, or one a block: mssa,cbsa; by default the model's own",
+    )
     classify.add_argument("--form", choices=("softmax", "exact"), help="of MSSA, CBSA and TSSA")
     classify.add_argument(
         "--tied", action="store_true", default=None, help="project back by the bases, no free output matrix"
@@ -120,6 +124,10 @@ def _parser() -> argparse.ArgumentParser:
     experiment.add_argument("--processes", type=int, default=1, help="runs at once, each on one thread")
     experiment.add_argument("--quiet", action="store_true", help="no progress bar")
     experiment.set_defaults(command=run_experiments)
+    kept = kinds.add_parser("keep", help="copy small trained networks into a folder, with their commands and hashes")
+    kept.add_argument("runs", nargs="+", metavar="RUN")
+    kept.add_argument("--into", required=True, metavar="DIR")
+    kept.set_defaults(command=_keep)
     results = kinds.add_parser("results", help="write the experiments of a folder up")
     results.add_argument("folder")
     results.add_argument("--markdown", required=True, metavar="FILE")
@@ -171,6 +179,8 @@ def job_of(options: argparse.Namespace) -> Job:
     if options.task == "classify":
         named = {name: getattr(options, name) for name in ("attention", "form", "tied", "orthonormal", "certified")}
         choices = {name: value for name, value in named.items() if value is not None}
+        if "," in choices.get("attention", ""):
+            choices["attention"] = tuple(choices["attention"].split(","))
         return Job(**common, model=options.model, choices=choices)
     return Job(
         **common,
@@ -249,6 +259,12 @@ def _compare(options: argparse.Namespace) -> int:
         runs[name if name not in runs else os.fspath(folder.path)] = folder
     write_text(Path(options.html), compare_page(runs))
     print(f"page: {options.html} (open it in a browser)")
+    return 0
+
+
+def _keep(options: argparse.Namespace) -> int:
+    cards = keep([RunFolder(place) for place in options.runs], Path(options.into))
+    print(f"{options.into}: {len(cards)} networks")
     return 0
 
 

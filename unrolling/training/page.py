@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from .again import command_of
 from .figures import data_uri, plot_runs
 from .run import RunFolder
 
@@ -102,7 +103,7 @@ def run_page(run: RunFolder) -> str:
         rows = [(each, value) for each, value in zip(_classes(run), result["test"]["classes"], strict=False)]
         parts.append("<h2>Classes</h2>" + table(("class", "IoU" if name == "miou" else word), rows))
     parts.append("<h2>How to run it again</h2>")
-    parts.append(f"<pre>{escape(run.environment().get('command', ''))}</pre>")
+    parts.append(f"<pre>{escape(command_of(job))}</pre>")
     settings = escape(json.dumps(job.to_dict(), indent=2))
     where = ", ".join(f"{key} {value}" for key, value in run.environment().items() if key != "command")
     parts.append(
