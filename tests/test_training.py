@@ -357,6 +357,8 @@ def test_the_rate_reduction_in_the_loss_lowers_it(tmp_path):
             model(normalise(data.images, data))
         found[weight] = float(rate.value())
     assert found[10.0] < found[0.0] - 0.01
+    with pytest.raises(ValueError, match="neither --compile nor fsdp"):
+        train(classify(regularise=1.0), RunFolder(tmp_path / "compiled"), Parallel(compiled=True))
     with pytest.raises(ValueError, match="has no white-box blocks"):
         SparseRate(torch.nn.Linear(2, 2))
 

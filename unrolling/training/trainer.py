@@ -145,6 +145,10 @@ class _Training:
 
     def _wrapped(self, model: nn.Module) -> nn.Module:
         p = self.parallel
+        if self.regulariser is not None and (p.compiled or (p.mesh is not None and p.way == "fsdp")):
+            raise ValueError(
+                "regularise: the rate is read block by block, with whole bases: neither --compile nor fsdp; use ddp."
+            )
         if p.mesh is not None:
             sharding.join_batch_norms_(model)
             if p.way == "fsdp":
