@@ -239,6 +239,25 @@ def test_a_loss_that_diverges_stops_and_leaves_the_checkpoint(tmp_path):
     assert state
 
 
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path, monkeypatch):
+    """As after a gradient that overflows under a loss that does not."""
+    folder = RunFolder(tmp_path / "run")
+    train(classify(save_every=1), folder, stop_after=2)
+    before = folder.state.read_bytes()
+
+    def poison(model, limit):
+        for p in model.parameters():
+            p.grad.fill_(float("nan"))
+
+    monkeypatch.setattr(trainer, "clip_gradients_", poison)
+    folder.path.joinpath("config.json").unlink()
+    job = classify(save_every=1, clip=1.0)
+    folder.path.joinpath("config.json").write_text(json.dumps({"job": job.to_dict(), "environment": {}}))
+    with pytest.raises(Diverged, match=r"weights are no numbers after step 3\. .* is intact"):
+        train(job, folder)
+    assert folder.state.read_bytes() == before
+
+
 def test_a_class_out_of_range_is_named_when_it_is_met(tmp_path):
     """Data sets in memory are checked as they are made; those that are read image by image, as they are read."""
     parts = made_up(classify())

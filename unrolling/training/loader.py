@@ -16,13 +16,17 @@ from .augmentation.pipeline import Pipeline, apply
 from .data import Data, check_labels
 from .recipe import Recipe
 
-__all__ = ["Batch", "Loader", "generator", "mixing_of", "normalise", "whole"]
+__all__ = ["Batch", "Loader", "generator", "mixing_of", "normalise", "seed_of", "whole"]
+
+
+def seed_of(*parts: object) -> int:
+    """A seed that depends on these numbers and words, and on nothing else."""
+    return int.from_bytes(hashlib.sha256(repr(parts).encode()).digest()[:8], "big") >> 1
 
 
 def generator(*parts: object) -> torch.Generator:
-    """A random number generator that depends on these numbers and words, and on nothing else."""
-    digest = hashlib.sha256(repr(parts).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    """A random number generator with the seed of these numbers and words."""
+    return torch.Generator().manual_seed(seed_of(*parts))
 
 
 @dataclass(frozen=True)

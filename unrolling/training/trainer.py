@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import time
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn import functional as F
 from tqdm import tqdm
 
@@ -23,7 +23,7 @@ from .build import FrozenSegmenter, make_classifier, make_segmenter
 from .checkpoint import fingerprint, load_training, save_training
 from .data import IGNORE, Data, Splits, load_data
 from .evaluate import evaluate
-from .loader import Batch, Loader, mixing_of, normalise
+from .loader import Batch, Loader, mixing_of, normalise, seed_of
 from .metrics import metric_of
 from .optimise import clip_gradients_, learning_rate, make_optimiser
 from .pretrained.cached import as_the_backbone_has_it, cached
@@ -200,10 +200,8 @@ class _Training:
         rate = learning_rate(recipe, step, len(self.loader))
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        digest = hashlib.sha256(repr((self.job.seed, step, self.parallel.rank)).encode()).digest()
-        torch.manual_seed(
-            int.from_bytes(digest[:8], "big") >> 1
-        )  # dropout and the like: by seed, step and process alone
+        # Dropout and the like: by seed, step and process alone.
+        torch.manual_seed(seed_of(self.job.seed, step, self.parallel.rank))
         self.model.train()
         self.optimiser.zero_grad(set_to_none=True)
         pieces = batch.pieces(recipe.accumulate)
@@ -218,7 +216,7 @@ class _Training:
         if self.parallel.mesh is not None:
             dist.all_reduce(total)
         if not bool(torch.isfinite(total)):
-            raise Diverged(self._diverged(float(total), rate))
+            raise Diverged(self._diverged(f"the loss is {float(total)} at step {step + 1} (learning rate {rate:.3g})"))
         if recipe.clip:
             clip_gradients_(self.model, recipe.clip)
         self.optimiser.step()
@@ -232,13 +230,18 @@ class _Training:
             return self.model.no_sync()
         return contextlib.nullcontext()
 
-    def _diverged(self, loss: float, rate: float) -> str:
+    def _finite(self) -> bool:
+        """Whether all weights are numbers: a loss can be one, and its gradient none."""
+        parts = [p.to_local() if isinstance(p, DTensor) else p for p in self.model.parameters()]
+        fine = torch.stack([part.detach().isfinite().all() for part in parts]).all().to(torch.int32)
+        if self.parallel.mesh is not None:
+            dist.all_reduce(fine, op=dist.ReduceOp.MIN)
+        return bool(fine)
+
+    def _diverged(self, what: str) -> str:
         state = self.folder.state
         kept = f"The checkpoint {state} is intact." if state.is_file() else "Nothing was saved yet."
-        return (
-            f"the loss is {loss} at step {self.position.step + 1} (learning rate {rate:.3g}). {kept} Lower lr, or add"
-            " warmup or clip, under another --out."
-        )
+        return f"{what}. {kept} Lower lr, or add warmup or clip, under another --out."
 
     def _weight(self, targets: Tensor) -> Tensor:
         """How many images or pixels the whole batch's loss is the mean of."""
@@ -322,6 +325,8 @@ class _Training:
             return evaluate(inner, data, self.job.recipe, device=self.parallel.device)
 
     def _save(self) -> None:
+        if not self._finite():
+            raise Diverged(self._diverged(f"weights are no numbers after step {self.position.step}"))
         save_training(self.folder.state, self.model, self.optimiser, vars(self.position), self.average)
 
     def _finish(self) -> dict[str, Any]:
