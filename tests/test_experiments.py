@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 
 import pytest
 import torch
@@ -44,8 +45,13 @@ def test_an_experiment_trains_measures_tabulates_and_draws(name, folder, capsys)
 
 def test_results_are_written_up_from_what_was_kept(folder, tmp_path, capsys):
     page = tmp_path / "results.md"
+    (folder / "fair.md").write_text("What the numbers say.\n")
     assert main(["results", str(folder), "--markdown", str(page)]) == 0
     text = page.read_text()
+    assert "What the numbers say." in text.split("## decoders")[0]
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
+        assert (page.parent / picture).is_file()
+    assert text.count("![") >= len(EXPERIMENTS)
     for name, experiment in EXPERIMENTS.items():
         assert f"## {name}" in text
         assert experiment.question in text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -42,10 +43,14 @@ def run_experiments(options: argparse.Namespace) -> int:
 
 
 def write_results(options: argparse.Namespace) -> int:
-    """Runs ``unroll results``: one Markdown page from the experiments' JSON files."""
-    folder = Path(options.folder)
+    """Runs ``unroll results``: one Markdown page from the experiments' JSON files.
+
+    Pictures of an experiment that lie beside its JSON file are shown, and what is written in ``NAME.md`` there follows.
+    """
+    folder, target = Path(options.folder), Path(options.markdown)
     parts = [
-        "# Results\n\nMade by `unroll results` from the JSON files beside it; the command above each table makes its numbers again.\n"
+        "# Results\n\nMade by `unroll results` from the JSON files of the experiments; the command above each table makes its numbers"
+        " again.\n"
     ]
     for name, experiment in EXPERIMENTS.items():
         place = folder / f"{name}.json"
@@ -57,11 +62,16 @@ def write_results(options: argparse.Namespace) -> int:
         except (json.JSONDecodeError, KeyError, TypeError) as problem:
             raise ValueError(f"{place}: holds no results of {name} ({problem!r}).") from None
         where = ", ".join(f"{key} {value}" for key, value in found["environment"].items())
-        parts.append(
-            f"## {name}\n\n{experiment.question}\n\n    {found['command']}\n\n{text}\n_{found['seconds']:.0f} s; {where}._\n"
-        )
+        parts.append(f"## {name}\n\n{experiment.question}\n\n    {found['command']}\n\n{text}")
+        for picture in experiment.figures(found["results"]):
+            if (folder / picture).is_file():
+                parts.append(f"![{picture}]({os.path.relpath(folder / picture, target.parent)})\n")
+        said = folder / f"{name}.md"
+        if said.is_file():
+            parts.append(said.read_text(encoding="utf-8"))
+        parts.append(f"_{found['seconds']:.0f} s; {where}._\n")
     if len(parts) == 1:
         raise ValueError(f"{folder}: holds no results; run `unroll experiment` with --out {folder} first.")
-    write_text(Path(options.markdown), "\n".join(parts))
-    print(f"{options.markdown}: {len(parts) - 1} experiments")
+    write_text(target, "\n".join(parts))
+    print(f"{target}: {sum(part.startswith('## ') for part in parts)} experiments")
     return 0

@@ -254,9 +254,8 @@ def photographs(owner: str, part: str) -> list[Tensor]:
 
     found = []
     for package, name in PHOTOGRAPHS[part]:
-        spec = importlib.util.find_spec(
-            package
-        )  # not imported: one is slow, and the other would download what it lacks
+        # Not imported: one is slow, and the other would download what it lacks.
+        spec = importlib.util.find_spec(package)
         path = Path(spec.origin).parent / FOLDERS[package] / name if spec is not None and spec.origin else None
         if path is not None and path.is_file():
             with Image.open(path) as picture:
