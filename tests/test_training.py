@@ -479,3 +479,23 @@ def test_a_run_that_was_killed_goes_on_to_the_same_numbers(script, tmp_path):
     train(classify(**changes), torn)
     assert same(weights(tmp_path / "whole"), weights(tmp_path / "torn"))
     assert numbers(tmp_path / "whole") == numbers(tmp_path / "torn")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_training_on_a_gpu_is_training_on_a_cpu_up_to_rounding(precision, tmp_path):
+    plain = {"embed_dim": 12, "depth": 1, "num_heads": 3, "representatives": [2, 2]}
+    for name, job in (
+        ("classify", classify(model=plain, precision=precision)),
+        ("segment", segment(precision=precision)),
+    ):
+        found = []
+        for device in ("cpu", "cuda"):
+            result = train(job, RunFolder(tmp_path / f"{name}-{device}"), Parallel(device, quiet=True))
+            found.append(RunFolder(tmp_path / f"{name}-{device}").lines()[0]["loss"])
+            assert result["test"]
+        assert found[0] == pytest.approx(found[1], rel=1e-3 if precision == "float32" else 3e-2)
+    folder = RunFolder(tmp_path / "torn")
+    train(classify(model=plain), folder, Parallel("cuda", quiet=True), stop_after=5)
+    assert train(classify(model=plain), folder, Parallel("cuda", quiet=True))["steps"] == 12
