@@ -11,9 +11,10 @@ from ..data import Splits, first
 from ..evaluate import NoiseLevel, evaluate, half_level, noise_sweep
 from ..evaluation_command import load_network
 from ..figures import COLOURS, new_figure, plot_noise
+from ..pretrained.cached import cached
 from ..recipe import Recipe
 from ..run import Job, RunFolder
-from ..trainer import load_job_data
+from ..trainer import build, load_job_data
 from .common import Experiment, Setting, images_of, multiply_adds, show, spread, train_all
 
 if TYPE_CHECKING:
@@ -91,6 +92,17 @@ def _merged(recipe: Recipe, more: Mapping[str, Any]) -> dict[str, Any]:
     return {kind: {**dict(recipe.decoder.get(kind, {})), **fields} for kind, fields in more.items()}
 
 
+def _warm(jobs: Mapping[str, Job]) -> None:
+    """Renders scenes and computes features once, before several processes would each do it."""
+    for job in {(job.data, job.frozen): job for job in jobs.values()}.values():
+        splits = load_job_data(job)
+        if job.cache:
+            model = build(job, splits)
+            if isinstance(model, FrozenSegmenter):
+                for part in (splits.train, splits.val, splits.test):
+                    cached(model, part)
+
+
 def _cost(network: Any, data: Splits) -> tuple[int, int]:
     """Parameters and multiply-adds of the decoder alone, one image."""
     x = images_of(data.test, 1)
@@ -104,7 +116,9 @@ def _cost(network: Any, data: Splits) -> tuple[int, int]:
 
 def _run(setting: Setting) -> dict[str, Any]:
     variants: Variants = {name: (name, {}) for name in NAMES}
-    runs = train_all(decoder_jobs(setting, variants), setting)
+    jobs = decoder_jobs(setting, variants)
+    _warm(jobs)
+    runs = train_all(jobs, setting)
     tables: dict[str, Any] = {}
     for name, run in setting.bar(runs.items(), "measuring", len(runs)):
         data, backbone, label, seed = name.split("_")
@@ -176,6 +190,7 @@ def _noise(setting: Setting) -> dict[str, Any]:
     variants: Variants = {**{name: (name, {}) for name in NAMES if name != "linear"}, **TIED}
     where = Setting(setting.profile, setting.out.parent / "decoders", setting.processes, setting.quiet)
     jobs = {name: job for name, job in decoder_jobs(setting, variants).items() if "frozen" in name or setting.smoke}
+    _warm(jobs)
     runs = train_all(jobs, where)
     curves: dict[str, dict[str, list[list[Any]]]] = {}
     for name, run in setting.bar(runs.items(), "noise", len(runs)):
@@ -192,8 +207,6 @@ def _sweep(run: RunFolder, setting: Setting) -> list[tuple[float, list[float]]]:
     network = load_network(run, splits)
     held = first(splits.test, 16 if setting.smoke else 60)
     if isinstance(network, FrozenSegmenter):
-        from ..pretrained.cached import cached
-
         held = cached(network, held)
     sigmas = SIGMAS[1::2] if setting.smoke else SIGMAS
     levels = noise_sweep(
