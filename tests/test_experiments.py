@@ -14,7 +14,7 @@ from unrolling.training.command import main
 from unrolling.training.data import IGNORE
 from unrolling.training.experiments import EXPERIMENTS
 from unrolling.training.experiments.common import multiply_adds, spread, throughputs, train_all
-from unrolling.training.experiments.emergent import foreground, jaccard, silhouettes
+from unrolling.training.experiments.emergent import foreground, jaccard
 from unrolling.training.experiments.fair import VARIANTS, Setting, fair_jobs, label_of, similarities
 from unrolling.training.experiments.landmarks import Probe
 from unrolling.training.experiments.principal import measures, principal, token_labels
@@ -151,9 +151,6 @@ def test_jaccard_is_its_definition():
     found, truth = torch.zeros(2, 4, 4, dtype=torch.bool), torch.zeros(2, 4, 4, dtype=torch.bool)
     found[0, :2], truth[0, 1:] = True, True
     assert jaccard(found, truth).tolist() == [4 / 16, 0]
-    image = torch.zeros(1, 3, 2, 2, dtype=torch.uint8)
-    image[0, 1, 0, 1] = 200
-    assert silhouettes(image).tolist() == [[[False, True], [False, False]]]
 
 
 def test_tokens_have_the_class_of_most_of_their_pixels():

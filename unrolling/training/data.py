@@ -251,6 +251,8 @@ def cache_folder() -> Path:
 DATA: dict[str, tuple[str, str, str]] = {
     "fashion-mnist": ("classify", "datasets.classification", "fashion_mnist"),
     "digits": ("classify", "datasets.classification", "digits"),
+    "fashion-objects": ("classify", "datasets.objects", "fashion_objects"),
+    "digit-objects": ("classify", "datasets.objects", "digit_objects"),
     "folder": ("classify", "datasets.classification", "class_folders"),
     "cifar10": ("classify", "datasets.classification", "cifar10"),
     "cifar100": ("classify", "datasets.classification", "cifar100"),

@@ -326,20 +326,20 @@ def composed(
     made = {}
     for number, (part, data, count) in enumerate(zip(PARTS, (items.train, items.val, items.test), sizes, strict=True)):
         rng = np.random.default_rng((seed, number))
-        images, masks = scenes(data, behind[number], rng, count, size, clothes=clothes)
+        images, masks, _ = scenes(data, behind[number], rng, count, size, clothes=clothes)
         made[f"{part}.images"], made[f"{part}.masks"] = images, masks
     return array_splits(name, made, ("background", *items.train.classes), patch)
 
 
 def scenes(
-    data: Data, behind: Behind, rng: np.random.Generator, count: int, size: int, *, clothes: bool
-) -> tuple[Tensor, Tensor]:
-    """Scenes ``(count, 3, size, size)`` and masks ``(count, size, size)`` in uint8, of items of this data set.
+    data: Data, behind: Behind, rng: np.random.Generator, count: int, size: int, *, clothes: bool, most: int = 4
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scenes ``(count, 3, size, size)``, masks ``(count, size, size)``, labels of the first items, of this data set.
 
     An item of side s about a centre c is read at ``(p − c) 2 / s``, p a pixel's place in the scene, so that scaling,
     flipping and placing are one bilinear sampling of all scenes at once.
     """
-    many, picked = rng.integers(1, 5, count), rng.integers(len(data), size=(count, 4))
+    many, picked = rng.integers(1, most + 1, count), rng.integers(len(data), size=(count, 4))
     used, where = np.unique(picked, return_inverse=True)
     images, labels = data.load_many(used.tolist())
     items, label = torch.stack(images)[:, :1].float() / 255, torch.stack(labels).to(torch.uint8) + 1
@@ -372,4 +372,4 @@ def scenes(
             scene = (1 - cover) * scene + shade * tint[now, turn]
             mask[:] = torch.where(cover[:, 0] > 0.5, label[which[now, turn]][:, None, None], mask)
         out[now] = (255 * scene).round().clamp(0, 255).to(torch.uint8)
-    return out, masks
+    return out, masks, label[which[:, 0]].long() - 1

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..data import Data
+from ..datasets.objects import ObjectData
 from ..evaluation_command import load_network
 from ..figures import COLOURS, new_figure
-from ..run import RunFolder
+from ..recipe import Recipe
 from ..trainer import build, load_job_data
 from .common import Experiment, Setting, images_of, show, spread, train_all
 from .fair import VARIANTS, fair_jobs, label_of
@@ -26,11 +27,6 @@ SHOWN = ("softmax", "MSSA", "CBSA", "MSSA exact, tied, orthonormal")
 HYBRID = {"MSSA, then CBSA": ("mssa", "cbsa")}
 MASS = 0.6
 """The share of a map's mass that is kept, as in DINO's evaluation."""
-
-
-def silhouettes(images: Tensor) -> Tensor:
-    """Where something is: pixels ``(images, H, W)`` brighter than a tenth, of images in uint8 on black."""
-    return images.amax(1) > 25
 
 
 def foreground(maps: Tensor, share: float = MASS) -> Tensor:
@@ -76,22 +72,24 @@ def _chance(truth: Tensor, grid: tuple[int, int], heads: int) -> dict[str, float
 
 
 def _run(setting: Setting) -> dict[str, Any]:
-    shared = fair_jobs(setting, {label: VARIANTS[label] for label in SHOWN})
-    depth = int(next(iter(shared.values())).recipe.model["depth"])
+    sets = ("digit-objects", "fashion-objects")
+    depth = int(Recipe.read(sets[0 if setting.smoke else 1]).model["depth"])
     (title, pair) = next(iter(HYBRID.items()))
     hybrid = {title: {"attention": tuple(pair[0] if i < depth // 2 else pair[1] for i in range(depth))}}
-    own = fair_jobs(setting, hybrid)
-    runs: dict[str, RunFolder] = {}
-    for folder, jobs in (("fair", shared), ("emergent", own)):
-        runs |= train_all(jobs, Setting(setting.profile, setting.out.parent / folder, setting.processes, setting.quiet))
-    data = load_job_data(next(iter(shared.values())))
-    count = 64 if setting.smoke else 1000
-    x, truth = images_of(data.test, count), silhouettes(_pixels(data.test, count))
+    jobs = fair_jobs(setting, {**{label: VARIANTS[label] for label in SHOWN}, **hybrid}, sets)
+    runs = train_all(jobs, setting)
+    data = load_job_data(next(iter(jobs.values())))
+    count = min(len(data.test), 64 if setting.smoke else 1000)
+    if not isinstance(data.test, ObjectData):
+        raise TypeError(f"emergent: {data.test.name} has no silhouettes.")
+    x, truth = images_of(data.test, count), data.test.silhouettes[:count]
     rows: dict[str, dict[str, list[Any]]] = {}
     maps: dict[str, Any] = {}
+    accuracies: dict[str, list[float]] = {}
     heads = 1
     for name, run in setting.bar(runs.items(), "measuring", len(runs)):
         label = label_of(name, {**VARIANTS, **hybrid})
+        accuracies.setdefault(label, []).append((run.result() or {})["test"]["accuracy"])
         for state, network in (("trained", load_network(run, data)), ("untrained", build(run.job(), data).eval())):
             found, last = scores(network, x, truth)
             rows.setdefault(label, {}).setdefault(state, []).append(found)
@@ -113,6 +111,7 @@ def _run(setting: Setting) -> dict[str, Any]:
         "data": data.test.name,
         "images": len(x),
         "rows": table,
+        "accuracy": {label: spread(values) for label, values in accuracies.items()},
         "chance": _chance(truth, grid, heads),
         "share": float(truth.double().mean()),
         "maps": maps,
@@ -126,14 +125,17 @@ def _pixels(data: Data, count: int) -> Tensor:
 
 def _render(found: Mapping[str, Any]) -> str:
     lines = [
-        "| attention | | last block, mean over heads | best block and head | untrained, best block and head |\n"
+        "| attention | accuracy | last block, mean over heads | best block and head | untrained, best block and head |\n"
         "|---|---|---|---|---|\n"
     ]
     for label, states in found["rows"].items():
         best, plain = (
             max((layer["best"] for layer in states[s]), key=lambda each: each["mean"]) for s in ("trained", "untrained")
         )
-        lines.append(f"| {label} | trained | {show(states['trained'][-1]['heads'])} | {show(best)} | {show(plain)} |\n")
+        accuracy = show(found["accuracy"][label])
+        lines.append(
+            f"| {label} | {accuracy} | {show(states['trained'][-1]['heads'])} | {show(best)} | {show(plain)} |\n"
+        )
     chance = found["chance"]
     lines.append(f"| random maps | | {chance['heads']:.3f} | {chance['best']:.3f} | |\n")
     lines.append(
@@ -175,5 +177,5 @@ EMERGENT = Experiment(
     _run,
     _render,
     _figures,
-    "Fashion-MNIST",
+    "Fashion-MNIST, scikit-image",
 )

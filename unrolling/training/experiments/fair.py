@@ -39,9 +39,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
 TRACED = 64
 
 
-def fair_jobs(setting: Setting, variants: Mapping[str, Mapping[str, Any]] = VARIANTS, **changes: Any) -> dict[str, Job]:
-    """One job for every variant and seed: same stem, depth, width, feed-forward step, order of images and epochs."""
-    data = "digits" if setting.smoke else "fashion-mnist"
+def fair_jobs(
+    setting: Setting,
+    variants: Mapping[str, Mapping[str, Any]] = VARIANTS,
+    data_sets: tuple[str, str] = ("digits", "fashion-mnist"),
+    **changes: Any,
+) -> dict[str, Job]:
+    """One job for every variant and seed: same stem, depth, width, feed-forward step, order of images and epochs.
+
+    data_sets: of the quick version and of the full one.
+    """
+    data = data_sets[0 if setting.smoke else 1]
     recipe = Recipe.read(data)
     settings = [f"{name}={value}" for name, value in changes.items()]
     recipe = recipe.with_settings([*(["epochs=2"] if setting.smoke else []), *settings])
