@@ -55,7 +55,7 @@ def test_a_run_leaves_its_numbers_its_network_and_its_page(run, capsys):
     }
     page = (run / "index.html").read_text()
     assert "cbt-tiny, digits" in page
-    assert page.count("<img") == page.count("data:image/png;base64,") == 1
+    assert page.count("<img") == page.count("data:image/png;base64,") == 2  # curves, and test images
     assert not re.search(r'(src|href)="(?!data:)', page)
     result = json.loads((run / "result.json").read_text())
     assert f"{result['test']['accuracy']:.4f}" in page
@@ -149,6 +149,7 @@ def test_masks_are_trained_and_evaluated_at_several_scales(masks, capsys):
     assert "decoder self-attention 0" in said
     page = (masks / "index.html").read_text()
     assert "background" in page
+    assert page.count("<img") == 2
     assert "mean IoU" in page
 
 

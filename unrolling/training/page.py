@@ -100,6 +100,7 @@ def run_page(run: RunFolder) -> str:
         parts.append(table(("run", "value"), list(facts.items())))
     parts.append("<h2>Curves</h2>" + figure_block(plot_runs({run.path.name: run}), "loss, metric and learning rate"))
     if result is not None:
+        parts.append(_samples(run))
         rows = [(each, value) for each, value in zip(_classes(run), result["test"]["classes"], strict=False)]
         parts.append("<h2>Classes</h2>" + table(("class", "IoU" if name == "miou" else word), rows))
     parts.append("<h2>How to run it again</h2>")
@@ -110,6 +111,17 @@ def run_page(run: RunFolder) -> str:
         f'<details><summary>All settings</summary><pre>{settings}</pre></details><p class="soft">{escape(where)}</p>'
     )
     return page(_title(run), "".join(parts))
+
+
+def _samples(run: RunFolder) -> str:
+    """A few test images, where the data set is here."""
+    from .samples import plot_samples
+
+    try:
+        figure = plot_samples(run)
+    except ValueError as problem:
+        return f'<p class="soft">No pictures: {escape(str(problem))}</p>'
+    return "<h2>Test images</h2>" + figure_block(figure, "test images with what the network says of them")
 
 
 def _classes(run: RunFolder) -> Sequence[str]:
