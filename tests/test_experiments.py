@@ -43,6 +43,15 @@ def test_an_experiment_trains_measures_tabulates_and_draws(name, folder, capsys)
     assert experiment.render(found["results"]) in said
 
 
+def test_help_says_what_each_asks_and_needs(capsys):
+    with pytest.raises(SystemExit):
+        main(["experiment", "--help"])
+    said = capsys.readouterr().out
+    for experiment in EXPERIMENTS.values():
+        assert f"{experiment.name}: {experiment.question}" in said
+        assert experiment.needs in said
+
+
 def test_results_are_written_up_from_what_was_kept(folder, tmp_path, capsys):
     page = tmp_path / "results.md"
     (folder / "fair.md").write_text("What the numbers say.\n")

@@ -115,7 +115,14 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("runs", nargs="+", metavar="RUN")
     compare.add_argument("--html", required=True, metavar="FILE")
     compare.set_defaults(command=_compare)
-    experiment = kinds.add_parser("experiment", help="measure a claim of the papers again: " + ", ".join(EXPERIMENTS))
+    experiment = kinds.add_parser(
+        "experiment",
+        help="measure claims of the papers again: " + ", ".join(EXPERIMENTS),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n".join(
+            f"{each.name}: {each.question}\n    the full version needs {each.needs}" for each in EXPERIMENTS.values()
+        ),
+    )
     experiment.add_argument("names", nargs="+", metavar="NAME")
     experiment.add_argument(
         "--profile", choices=("smoke", "full"), default="full", help="smoke: under two minutes each"
