@@ -477,3 +477,31 @@ def test_blocks_of_both_kinds_share_a_protocol():
     for block in blocks:
         torch.testing.assert_close(block(x), block.feed(block.attend(x)))
         torch.testing.assert_close(block.attend(x), x + block.attention.adds(block.seen(x)))
+
+
+@pytest.mark.parametrize("attention", ["mssa", "cbsa", "tssa"])
+def test_certified_blocks_are_certified_in_every_layer(attention):
+    sizes = {"img_size": 16, "patch_size": 4, "embed_dim": 12, "depth": 2, "num_heads": 3, "num_classes": 4}
+    exact = {"attention": attention, "form": "exact", "tied": True, "orthonormal": True, "representatives": (2, 2)}
+    model = m.create("cbt-tiny", **sizes, **exact, certified=True)
+    assert all(block.attention.certified for block in model.blocks)
+    with torch.no_grad():  # however far training takes the steps
+        for block in model.blocks:
+            block.attention.step.fill_(8.0)
+    found = model.trace(torch.randn(2, 3, 16, 16))
+    assert all(bool((record.decrease >= 0).all()) for record in found)
+    assert not any(block.attention.certified for block in m.create("cbt-tiny", **sizes, **exact).blocks)
+    with pytest.raises(ValueError, match="certified steps need form='exact', tied=True and orthonormal=True"):
+        m.create("cbt-tiny", **sizes, certified=True)
+
+
+@pytest.mark.parametrize(("tied", "orthonormal"), [(False, False), (True, False), (True, True)])
+def test_cbts_decoder_is_tied_and_orthonormal_where_asked(tied, orthonormal):
+    decoder = m.CBTDecoder(
+        num_classes=4, embed_dim=24, head_dim=8, representatives=(2, 2), tied=tied, orthonormal=orthonormal
+    )
+    for block in decoder.blocks:
+        layer = block.attention
+        assert (layer.tied, layer.orthonormal, hasattr(layer, "output")) == (tied, orthonormal, not tied)
+        gram = layer.U.mT @ layer.U
+        assert torch.allclose(gram, torch.eye(8).expand_as(gram), atol=1e-5) == orthonormal

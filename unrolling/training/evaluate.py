@@ -138,21 +138,24 @@ def sliding_scores(
 def _windows(model: Callable[[Tensor], Tensor], image: Tensor, window: int, stride: int) -> Tensor:
     check_count("evaluate", "window", window)
     check_count("evaluate", "stride", stride)
+    if stride > window:
+        raise ValueError(
+            f"evaluate: a stride of {stride} leaves pixels between windows of {window}; it must be at most that."
+        )
     short = min(image.shape[-2:])
     if short < window:
         sides = tuple(math.ceil(side * window / short) for side in image.shape[-2:])
         image = F.interpolate(image, size=sides, mode="bilinear")
     rows, columns = (_starts(side, window, stride) for side in image.shape[-2:])
-    total: Tensor | None = None
+    tops = [(top, left) for top in rows for left in columns]
     count = image.new_zeros(1, 1, *image.shape[-2:])
-    for top in rows:
-        for left in columns:
-            scores = model(image[..., top : top + window, left : left + window]).float()
-            if total is None:
-                total = scores.new_zeros(1, scores.shape[1], *image.shape[-2:])
-            total[..., top : top + window, left : left + window] += scores
-            count[..., top : top + window, left : left + window] += 1
-    assert total is not None  # rows and columns hold at least one window
+    total = image.new_zeros(0)  # until the first window tells how many classes there are
+    for number, (top, left) in enumerate(tops):
+        scores = model(image[..., top : top + window, left : left + window]).float()
+        if not number:
+            total = scores.new_zeros(1, scores.shape[1], *image.shape[-2:])
+        total[..., top : top + window, left : left + window] += scores
+        count[..., top : top + window, left : left + window] += 1
     return total / count
 
 

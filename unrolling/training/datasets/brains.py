@@ -204,7 +204,7 @@ def on_grid(given: Volume, order: int) -> np.ndarray:
     to_world = np.eye(4)
     for axis, (first, step, _) in enumerate(GRID):
         to_world[axis, axis], to_world[axis, 3] = step, first
-    back = np.linalg.inv(affine) @ to_world
+    back = np.linalg.solve(affine, to_world)
     out = affine_transform(
         voxels, back[:3, :3], back[:3, 3], output_shape=tuple(count for _, _, count in GRID), order=order
     )

@@ -162,7 +162,7 @@ def _pruned(setting: Setting, full: Any, held: Data, side: int) -> dict[str, Any
     found = {}
     for k in (4,) if setting.smoke else (5, 25):
         model = adapt(copy.deepcopy(full), "mita", landmarks=m, keys_per_expert=k)
-        counts, never, rank = None, [], 0
+        counts, never, rank, grid = torch.zeros(1, dtype=torch.long), [], 0, (1, 1)
         for stage in model.stages(x):
             layer = stage.block.attention
             if not isinstance(layer, MiTA):
@@ -172,10 +172,7 @@ def _pruned(setting: Setting, full: Any, held: Data, side: int) -> dict[str, Any
             hit = torch.zeros(heads, size, dtype=torch.bool)
             hit.scatter_(1, chosen.flatten(1), torch.ones_like(chosen.flatten(1), dtype=torch.bool))
             never.append(float((~hit).double().mean()))
-            counts = hit.sum(0) if counts is None else counts + hit.sum(0)
-            rank += heads
-        assert counts is not None  # a network has blocks
-        grid = stage.grid
+            counts, rank, grid = counts + hit.sum(0), rank + heads, stage.grid
         patches = counts[1:].double() / rank
         found[str(k)] = {
             "m": m[0] * m[1],
