@@ -456,3 +456,21 @@ def test_a_path_that_is_forced_works_under_autocast(attention):
     for exact, rounded in zip(*found, strict=True):
         assert float((exact - rounded).norm()) <= 0.05 * float(exact.norm())
         assert not torch.equal(exact, rounded)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_half_precision_of_the_token_statistics_keeps_all_that_it_is_given(causal):
+    """Forced, with the bias of the lengths and a step of every head: as near to single precision as its inputs are."""
+    from unrolling.kernels.tssa import Statistics, shrink
+
+    how = Statistics(rate=4.0, causal=causal)
+    w, temperature, step = (
+        torch.randn(2, 3, 50, 4),
+        torch.tensor([0.5, 1.0, 2.0]),
+        torch.tensor([1.0, -2.0, 3.0]).view(3, 1, 1),
+    )
+    bias = 3 * torch.randn(3, 50) if causal else None
+    rounded = shrink(w.bfloat16(), temperature, step, how, bias, kernel="fast")
+    exact = shrink(w.bfloat16().float(), temperature, step, how, bias, kernel="plain")
+    assert rounded.dtype == torch.bfloat16
+    assert float((rounded.float() - exact).norm()) < 0.01 * float(exact.norm())
