@@ -1,9 +1,10 @@
-# Two commands: `make report` and `make test`. Each sets up everything it needs in .venv, once.
+# `make report`, `make test`, `make lab`, `make book`. Each sets up everything it needs in .venv, once.
 PYTHON ?= python3.11
 VENV   := .venv
 RUN    := $(VENV)/bin
+BOOK   := notebooks/book/_build
 
-.PHONY: report test clean
+.PHONY: report test lab book clean
 .DELETE_ON_ERROR:
 
 report: $(VENV)/installed
@@ -14,6 +15,16 @@ test: $(VENV)/installed-dev
 	$(RUN)/ruff format --check .
 	$(RUN)/mypy
 	$(RUN)/pytest
+
+# Sources of notebooks open as notebooks; the setting that says so stays in .venv.
+lab: export JUPYTER_CONFIG_DIR := $(CURDIR)/$(VENV)/etc/jupyter-settings
+lab: $(VENV)/installed-notebooks
+	@$(RUN)/jupytext-config set-default-viewer python >/dev/null
+	$(RUN)/jupyter lab notebooks/00_start_here.py
+
+book: $(VENV)/installed-book
+	$(RUN)/proofs-check --json $(BOOK)/report.json --html $(BOOK)/report.html
+	$(RUN)/python notebooks/book/build.py --report $(BOOK)/report.json
 
 $(VENV)/bin/python:
 	@command -v $(PYTHON) >/dev/null || { echo "make: $(PYTHON) is not here; name a Python of at least 3.11: make PYTHON=python3 ..." >&2; exit 1; }
@@ -31,5 +42,15 @@ $(VENV)/installed-dev: pyproject.toml | $(VENV)/installed
 	@$(RUN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
+$(VENV)/installed-notebooks: pyproject.toml | $(VENV)/installed
+	@echo "Installing Jupyter into $(VENV) (once) ..."
+	@$(RUN)/pip install --quiet --disable-pip-version-check --editable '.[notebooks]'
+	@touch $@
+
+$(VENV)/installed-book: pyproject.toml | $(VENV)/installed
+	@echo "Installing what builds the book into $(VENV) (once) ..."
+	@$(RUN)/pip install --quiet --disable-pip-version-check --editable '.[book]'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) proofs-report proofs-report.html
+	rm -rf $(VENV) $(BOOK) proofs-report proofs-report.html

@@ -17,7 +17,7 @@ __all__ = ["ChannelRate", "CodingRate", "SubspaceCodingRate"]
 @final
 @dataclass(frozen=True, eq=False)
 class CodingRate(Objective):
-    r"""The lossy coding rate: the nats per token set needed to code the tokens up to ε; a step contracts them.
+    r"""The lossy coding rate: the nats that a token takes, on average, to code all up to ε; a step contracts them.
 
     Minimises
         $R(Z) = \frac{1}{2} \log\det(I + \frac{d}{N \epsilon^2} Z^\top Z)$ (tokens in columns)

@@ -105,7 +105,7 @@ class SoftRepresentativeRate(Objective):
     Shapes
         queries ``(..., heads, m, head_dim)`` or None; pooling ``(m, tokens)`` or None; exactly one of them
     Source
-        CBSA, arXiv 2509.16875, eq. 4 with its eq. 6 not frozen; the derivation is ours.
+        CBSA, arXiv 2509.16875, eq. 4 with its eq. 5 not frozen; the derivation is ours.
 
     Raises
     ------

@@ -85,7 +85,7 @@ class SelfAttentionEnergy(Objective):
         ``−Σ_k w_k Σ_i lse_s(W_k[i] keys_kᵀ)``, W_k = x U_k
     Gradient
         ``−Σ_k w_k softmax(s W_k keys_kᵀ) keys_k U_kᵀ``, so ``z − ∇E(z)`` with keys = W_k is ``z + MSSA(z)``.
-        E is concave: every descent step lowers it, and every step the other way raises it.
+        E is concave: a descent step lowers it however long it is, a step the other way raises it only while it is short.
     Shapes
         x ``(..., tokens, dim)``; U ``(heads, dim, head_dim)``; keys ``(..., heads, tokens', head_dim)``
     Source

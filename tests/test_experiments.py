@@ -17,7 +17,7 @@ from unrolling.training.experiments.common import multiply_adds, spread, through
 from unrolling.training.experiments.emergent import foreground, jaccard
 from unrolling.training.experiments.fair import VARIANTS, Setting, fair_jobs, label_of, similarities
 from unrolling.training.experiments.landmarks import Probe
-from unrolling.training.experiments.principal import measures, principal, token_labels
+from unrolling.training.experiments.principal import _by_ends, measures, packed, principal, token_labels, unpacked
 
 pytest.importorskip("sklearn", reason="needs scikit-learn's digits")
 
@@ -181,12 +181,32 @@ def test_ideal_tokens_have_an_ideal_principal_subspace():
     labels = torch.tensor([0] * 9 + [2] * 5 + [1] * 2 + [IGNORE])
     tokens = directions[labels.clamp_max(2)] * torch.rand(17, 1, dtype=torch.float64).add(0.5)
     found = measures(tokens, labels)
-    assert all(value == pytest.approx(1) for value in found.values())
+    assert all(value == pytest.approx(1) for key, value in found.items() if "centred" not in key)
+    # Three classes less their mean lie in a plane, where no two directions with both their ends meet three of them.
+    assert 0.7 < found["centred_alignment"] < 1
     noisy = measures(tokens + 0.8 * torch.randn(17, 6, dtype=torch.float64), labels)
     assert all(noisy[key] < 1 for key in ("captured", "alignment", "within"))
     assert measures(tokens[:9], labels[:9]) is None
     U = principal(F.normalize(tokens[:16], dim=-1), 3)
     torch.testing.assert_close((directions @ U).abs().sum(0), torch.ones(3, dtype=torch.float64))
+
+
+def test_without_their_mean_two_classes_are_the_ends_of_one_direction():
+    """A long common part hides the classes from PCA as compression, but not from PCA of what is left without it."""
+    labels = torch.tensor([0] * 6 + [1] * 6)
+    offset = torch.where(labels == 0, 0.1, -0.1).double()[:, None] * torch.tensor([[0.0, 1.0, 0.0]])
+    tokens = torch.tensor([[5.0, 0.0, 0.0]]) + offset + 0.001 * torch.randn(12, 3, dtype=torch.float64)
+    found = measures(tokens, labels)
+    assert found["by_principal"] <= 0.5
+    assert found["centred_by_principal"] == 1
+    assert found["centred_alignment"] > 0.999
+    drawn = _by_ends(tokens, torch.where(torch.arange(12) == 3, IGNORE, 4 + labels))
+    assert drawn.tolist() == (4 + labels).tolist()
+
+
+def test_pictures_are_kept_as_they_are():
+    for pixels in (torch.arange(256).reshape(8, 32), torch.randint(0, 256, (5, 4, 3))):
+        assert torch.equal(unpacked(packed(pixels)).long(), pixels)
 
 
 def test_a_mixture_of_two_classes_is_not_ideal():

@@ -64,6 +64,7 @@ def imports(text):
 def foreign_imports(text, package, part=""):
     allowed = ALLOWED[package] - ({"objectives", "unrolling"} if part in INDEPENDENT else set())
     allowed |= TRAINING if (package, part) == ("unrolling", "training") else set()
+    allowed |= {"IPython", "ipywidgets"} if (package, part) == ("unrolling", "knob") else set()  # inside of functions
     outside = [module for level, module in imports(text) if level == 0]
     return [module for module in outside if module.split(".")[0] not in allowed | set(sys.stdlib_module_names)]
 

@@ -73,3 +73,11 @@ def test_the_smoothness_constant_is_attained_at_zero(Pi, bases, complete):
     first = torch.zeros(9, 12, dtype=D)
     first[int(largest) // 3] = bases[int(largest) % 3, :, 0]
     assert stretch_at_zero(prefix, first) == pytest.approx(float(prefix.lipschitz(first)))
+
+
+def test_freezing_the_memberships_can_turn_the_gradient_round():
+    """The witness that the correction of tssa.frozen_descends prints."""
+    soft = SoftVariationalRate(torch.eye(2, dtype=torch.float64).reshape(2, 2, 1), 1.0, 1.0)
+    x = torch.tensor([[0.0, 1.0], [20.0, 0.0]], dtype=torch.float64)
+    frozen, full = soft.frozen_at(x).gradient(x), soft.gradient(x)
+    assert round(float((frozen * full).sum() / frozen.norm() / full.norm()), 3) == -0.955

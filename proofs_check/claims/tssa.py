@@ -656,8 +656,8 @@ CLAIMS = (
         ),
         code=("unrolling.layers.tssa:TSSA", "objectives.variational_rate:SoftVariationalRate"),
         correction="Mostly it does (tssa.freezing), but not with a large ε and one far token: two tokens, one of them twenty"
-        " times as long, give a cosine of −0.42. What the step always descends is the rate with its memberships held"
-        " constant (tssa.step).",
+        " times as long, give a cosine of −0.42; (0, 1) and (20, 0), with the two axes as bases and ε = 1, −0.955. What the"
+        " step always descends is the rate with its memberships held constant (tssa.step).",
         frozen="Π",
         largest=200,
     ),

@@ -22,7 +22,7 @@ from ...errors import check_count
 from ..data import Data, MissingData, Splits
 from .rendered import PARTS, array_splits, check_parts, kept, needed
 
-__all__ = ["CRAFTER_CLASSES", "crafter", "digit_scenes", "fashion_scenes"]
+__all__ = ["CRAFTER_CLASSES", "crafter", "digit_scenes", "fashion_scenes", "frames"]
 
 OBJECTS = ("player", "cow", "zombie", "skeleton", "arrow", "plant")
 MATERIALS = ("water", "grass", "stone", "path", "sand", "tree", "lava", "coal", "iron", "diamond", "table", "furnace")

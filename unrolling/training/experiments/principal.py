@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -51,7 +54,8 @@ def measures(tokens: Tensor, labels: Tensor) -> dict[str, float] | None:
     principal subspace. alignment: mean |cos| of principal and class directions, matched one to one. nearest: share of
     tokens whose nearest class direction is their class's. by_principal: share of tokens whose nearest principal
     direction (by |cos|) is the one matched with their class. within: mean squared cosine of tokens with their class's
-    direction.
+    direction. centred_alignment, centred_by_principal: the same with the image's mean token taken away, C − 1 directions
+    and both of their ends, since what is left has both signs.
     """
     kept = labels != IGNORE
     z, y = F.normalize(tokens[kept].double(), dim=-1), labels[kept]
@@ -73,6 +77,34 @@ def measures(tokens: Tensor, labels: Tensor) -> dict[str, float] | None:
         "nearest": float(((z @ directions.mT).argmax(-1) == index).double().mean()),
         "by_principal": float((matched[(z @ U).abs().argmax(-1)] == index).double().mean()),
         "within": float((z * directions[index]).sum(-1).square().mean()),
+        **_centred_measures(z, index, len(present)),
+    }
+
+
+def centred(z: Tensor, index: Tensor, classes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens ``(N, d)`` less their mean, the ends ``(d, 2 (classes − 1))`` of their principal directions, and the class of each end.
+
+    Ends are matched one to one with the classes' mean directions, as the sum of cosines is largest; −1 for ends without
+    a class. index: the class of every token, or −1 for tokens that have none and are left out of mean and directions.
+    """
+    kept = index >= 0
+    moved = z - z[kept].mean(0)
+    U = principal(moved[kept], classes - 1)
+    ends = torch.cat([U, -U], dim=1)
+    means = F.normalize(torch.stack([moved[index == c].mean(0) for c in range(classes)]), dim=-1)
+    rows, columns = linear_sum_assignment(-(means @ ends).numpy())
+    matched = torch.full((ends.shape[1],), -1)
+    matched[torch.as_tensor(columns)] = torch.as_tensor(rows)
+    return moved, ends, matched
+
+
+def _centred_measures(z: Tensor, index: Tensor, classes: int) -> dict[str, float]:
+    moved, ends, matched = centred(z, index, classes)
+    means = F.normalize(torch.stack([moved[index == c].mean(0) for c in range(classes)]), dim=-1)
+    taken = (matched >= 0).nonzero().flatten()
+    return {
+        "centred_alignment": float((means[matched[taken]] * ends[:, taken].mT).sum(-1).mean()),
+        "centred_by_principal": float((matched[(moved @ ends).argmax(-1)] == index).double().mean()),
     }
 
 
@@ -115,33 +147,59 @@ def _run(setting: Setting) -> dict[str, Any]:
 def _drawing(
     held: Data, masks: Tensor, tokens: tuple[Tensor, Tensor], labels: Tensor, grid: tuple[int, int], said: Tensor
 ) -> dict[str, Any]:
-    """Of the images with most classes: pixels, truth, and patch by patch the classes that principal directions are matched with."""
+    """Of the images with most classes: pixels, truth, the decoder's masks, and the classes matched with the patches' ends."""
     many = sorted(range(len(labels)), key=lambda i: -len(labels[i][labels[i] != IGNORE].unique()))[:DRAWN]
     rows = []
     for i in many:
-        row: dict[str, Any] = {"image": held.load(i)[0].tolist(), "truth": masks[i].tolist(), "said": said[i].tolist()}
+        row: dict[str, Any] = {
+            "image": packed(held.load(i)[0].movedim(0, -1)),
+            "truth": packed(masks[i]),
+            "said": packed(said[i]),
+        }
         for state, z in zip(("before", "after"), tokens, strict=True):
-            row[state] = _by_principal(z[i], labels[i]).unflatten(0, grid).tolist()
+            row[state] = packed(_by_ends(z[i], labels[i]).unflatten(0, grid))
         rows.append(row)
     return {"classes": list(held.classes), "rows": rows}
 
 
-def _by_principal(tokens: Tensor, labels: Tensor) -> Tensor:
+def packed(pixels: Tensor) -> str:
+    """Whole numbers from 0 to 255, ``(height, width)`` or ``(height, width, 3)``, as a PNG in text: JSON of them is ten times as long.
+
+    >>> int(unpacked(packed(torch.tensor([[3, 255]])))[0, 1])
+    255
+    """
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels.squeeze(-1).to(torch.uint8).numpy()).save(file, format="png", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def unpacked(text: str) -> Tensor:
+    """What :func:`packed` has written."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(base64.b64decode(text))) as picture:
+        return torch.from_numpy(np.asarray(picture).copy())
+
+
+def _by_ends(tokens: Tensor, labels: Tensor) -> Tensor:
+    """The class that every token's nearest end is matched with, ``(tokens,)``; IGNORE for ends without one."""
     kept = labels != IGNORE
-    z = F.normalize(tokens.double(), dim=-1)
     present = labels[kept].unique()
-    directions = F.normalize(torch.stack([z[labels == c].mean(0) for c in present]), dim=-1)
-    U = principal(z[kept], len(present))
-    rows, columns = linear_sum_assignment(-(directions @ U).abs().numpy())
-    matched = torch.empty(len(present), dtype=torch.long)
-    matched[torch.as_tensor(columns)] = present[torch.as_tensor(rows)]
-    return matched[(z @ U).abs().argmax(-1)]
+    index = torch.where(kept, torch.searchsorted(present, labels.clamp_max(int(present.max()))), -1)
+    z = F.normalize(tokens.double(), dim=-1)
+    moved, ends, matched = centred(z, index, len(present))
+    found = matched[(moved @ ends).argmax(-1)]
+    return torch.where(found >= 0, present[found.clamp_min(0)], IGNORE)
 
 
 NAMES = {
     "captured": "class directions inside the top-C principal subspace",
     "alignment": "mean |cos| of matched principal and class directions",
     "by_principal": "tokens whose principal direction is their class's",
+    "centred_alignment": "less the mean token: mean cosine of matched ends and class directions",
+    "centred_by_principal": "less the mean token: tokens whose nearest end is their class's",
     "nearest": "tokens nearest to their own class direction",
     "within": "mean cos² of tokens with their class direction",
 }
@@ -162,21 +220,31 @@ def _figures(found: Mapping[str, Any]) -> dict[str, Figure]:
     figure, _ = new_figure(1, (10, 2.1 * len(rows)))
     figure.clear()
     panels = figure.subplots(len(rows), 5, squeeze=False)
-    titles = ("image", "truth", "principal directions,\nbefore", "principal directions,\nafter", "the decoder's masks")
+    titles = ("image", "truth", "principal directions\nbefore", "and after\nthe self-attention", "the decoder's masks")
     count = len(found["drawn"]["classes"])
+    # More classes than a list of twenty colours: the list, and the same lighter; void is white.
+    colours = [*plt_colours(count), (1.0, 1.0, 1.0)]
     for line, row in zip(panels, rows, strict=True):
-        image = torch.tensor(row["image"])
-        line[0].imshow(image.movedim(0, -1).squeeze(-1).numpy(), cmap="gray")
+        line[0].imshow(unpacked(row["image"]).numpy(), cmap="gray")
         for panel, key in zip(line[1:], ("truth", "before", "after", "said"), strict=True):
-            panel.imshow(
-                torch.tensor(row[key]).numpy(), cmap="tab20", vmin=0, vmax=max(count, 20), interpolation="nearest"
-            )
+            shown = unpacked(row[key]).long()
+            shown[shown == IGNORE] = count
+            panel.imshow(torch.tensor(colours)[shown].numpy(), interpolation="nearest")
         for panel in line:
             panel.set_xticks([])
             panel.set_yticks([])
     for panel, title in zip(panels[0], titles, strict=True):
         panel.set_title(title, fontsize=9)
     return {"principal.png": figure}
+
+
+def plt_colours(count: int) -> list[tuple[float, float, float]]:
+    """So many colours, twenty of them easy to tell apart."""
+    from matplotlib import colormaps
+
+    first = [colour[:3] for colour in colormaps["tab20"].colors]  # type: ignore[attr-defined]
+    lighter = [tuple(0.5 + 0.5 * part for part in colour) for colour in first]
+    return ([*first, *lighter] * (1 + count // 40))[:count]
 
 
 PRINCIPAL = Experiment(

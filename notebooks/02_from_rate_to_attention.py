@@ -13,7 +13,7 @@
 # %% [markdown]
 # # From the coding rate to attention
 #
-# Twelve cells take one photograph from the question "how many nats do its patches cost?" to an attention layer, and
+# Thirteen cells take one photograph from the question "how many nats does one of its patches cost?" to an attention layer, and
 # check every step of the way. Papers put tokens in columns; here, as in the library, **rows are tokens**.
 #
 # ## 1. What are the tokens?
@@ -46,8 +46,8 @@ plt.show()
 # %% [markdown]
 # ## 2. What do they cost?
 #
-# The lossy coding rate: the nats it takes to code the tokens up to a precision ε. It is the volume of the tokens
-# against the volume of ε-balls.
+# The lossy coding rate: the nats that a token takes, on average, to code all up to a precision ε. It is the logarithm of
+# the volume of the tokens, in ε-balls.
 #
 # $$R(Z) = \tfrac12 \log\det\!\Big(I + \beta Z^\top Z\Big), \qquad \beta = \frac{d}{N\epsilon^2}$$
 #
@@ -230,6 +230,26 @@ rates = [float(Rc.value(x)) for x in walks["exact step"]]
 assert all(a >= b for a, b in zip(rates, rates[1:]))
 
 # %% [markdown]
+# And what does it look like? Every patch has the colour of its first three coordinates, after its length has been taken
+# out. Under the exact step few directions stay, and soon the picture has two colours; `Z + MSSA(Z)` goes the same way more
+# slowly, while its tokens grow; `Z − MSSA(Z)` hardly changes a colour while its tokens shrink.
+
+# %%
+from unrolling.knob import knob
+
+
+def draw(steps):
+    figure, axes = plt.subplots(1, 3, figsize=(9, 3.6), layout="constrained")
+    for axis, (name, path) in zip(axes, walks.items()):
+        x = path[steps]
+        colours = (x / x.norm(dim=-1, keepdim=True))[:, :3].reshape(*photo.grid, 3)
+        axis.imshow(colours.clamp(-0.8, 0.8).div(1.6).add(0.5).numpy())
+        axis.set_title(f"{name}: R_c = {float(Rc.value(x)):.2f}"), axis.axis("off")
+
+
+knob(draw, "steps", [0, 1, 2, 3, 4, 6, 8], play=True, text="the patches' directions as colours, under three rules")
+
+# %% [markdown]
 # ## 9. Softmax descends something, too
 #
 # Hold the keys constant, and softmax attention is the gradient of a log-sum-exp:
@@ -260,7 +280,8 @@ wrong = Z - SubspaceCodingRate(U, epsilon**0.5).gradient(Z) / beta
 print(f"ε for ε²: {(wrong - step).norm() / (step - Z).norm():.3f} of the displacement")
 
 short, back = Z - 1e-4 * Rc.gradient(Z) / beta, Z + 1e-4 * Rc.gradient(Z) / beta
-print(f"wrong way: {(back - short).norm() / Z.norm():.1e} of the tokens, {(back - short).norm() / (short - Z).norm():.2f} of the displacement")
+off = (back - short).norm()
+print(f"wrong way: {off / Z.norm():.1e} of the tokens, {off / (short - Z).norm():.2f} of the displacement")
 assert (wrong - step).norm() > 0.05 * (step - Z).norm()
 
 # %% [markdown]
@@ -284,7 +305,7 @@ plt.show()
 assert torch.allclose(P.sum(-1), torch.ones(()).double())
 
 # %% [markdown]
-# ## 12. Check the layers
+# ## 12. Do the layers keep what they promise?
 #
 # One line each: structured and random tokens of many scales, three routes to the gradient, errors relative to the
 # displacement. It holds on so many cases. It is not a proof.
