@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import inspect
 import io
@@ -17,10 +18,12 @@ from pathlib import Path
 from .bench.command import add_parser as add_bench
 from .certificate import CERTIFIED, Certificate, CertificateError, certify
 from .claim import Claim, Verdict
-from .claims import CLAIMS, home, select
-from .counterexample import replay, save_all
+from .claims import CLAIMS, foreign, home, select
+from .counterexample import save_all
 from .inputs import InputError, TokenInput, default_image, from_image, from_tokens
 from .model_commands import add_parsers
+from .plugins import SWITCH, all_claims, left_out, of, problems
+from .replay_command import add_parser as add_replay
 from .run import PROFILES, Campaign, run_claim
 from .session import result, run_all, summary_line
 from .table import fast_weights_table, layers_table
@@ -44,7 +47,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         with tempfile.TemporaryDirectory(prefix="proofs-check-") as scratch:
             # Hypothesis would leave a folder where the command is called; worker processes read this too.
             os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", scratch)
-            return options.command(options)
+            with left_out() if getattr(options, "no_plugins", False) else contextlib.nullcontext():
+                return options.command(options)
     except (InputError, _Usage) as problem:
         print(f"proofs-check: {problem}", file=sys.stderr)
         return 2
@@ -84,6 +88,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--json", type=Path, metavar="FILE", help="write the verdicts as JSON")
     run.add_argument(
         "--html", type=Path, metavar="FILE", help="write the report, counterexamples in a folder beside it"
+    )
+    run.add_argument(
+        "--counterexamples", type=Path, metavar="DIR", help="save every counterexample there: proofs-check replay DIR"
     )
     run.add_argument("--no-mutants", action="store_true", help="do not try the wrong versions")
     run.add_argument("--fail-fast", action="store_true", help="stop at the first claim that fails or is vacuous")
@@ -125,9 +132,11 @@ def _parser() -> argparse.ArgumentParser:
     add_parsers(commands, _write)
     add_bench(commands, _write)
 
-    again = commands.add_parser("replay", help="measure a saved counterexample again")
-    again.add_argument("files", nargs="+", type=Path, metavar="FILE.npz")
-    again.set_defaults(command=_replay)
+    again = add_replay(commands)
+    for command in (run, proven, listing, show, again):
+        command.add_argument(
+            "--no-plugins", action="store_true", help=f"leave claims of other packages out (or set {SWITCH}=1)"
+        )
     return parser
 
 
@@ -153,6 +162,13 @@ def _seed(text: str) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     claims = _select(options.names)
+    if options.counterexamples is not None:
+        try:
+            options.counterexamples.mkdir(parents=True, exist_ok=True)
+        except OSError as problem:
+            raise _Usage(
+                f"--counterexamples: {options.counterexamples} is no folder and cannot be made one ({problem.strerror})."
+            ) from None
     if options.json is not None and options.html is not None and options.json.resolve() == options.html.resolve():
         raise _Usage(f"--json and --html name the same file, {options.json}; give two.")
     for path in (options.json, options.html):
@@ -187,18 +203,29 @@ def _run(options: argparse.Namespace) -> int:
     if options.json is not None:
         _write(options.json, json.dumps(run, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
         print(f"verdicts: {options.json}")
+    if options.counterexamples is not None:
+        saved = _saved(verdicts, options.counterexamples)
+        print(f"counterexamples: {saved} in {options.counterexamples} (proofs-check replay {options.counterexamples})")
     if options.html is not None:
         from .report import counterexamples_beside, write
 
         folder = counterexamples_beside(options.html)
-        saved = save_all(verdicts, folder)
-        write(options.html, run, verdicts, {claim.id: claim for claim in CLAIMS}, campaign.source)
+        saved = _saved(verdicts, folder)
+        known = all_claims() if foreign(options.names) else CLAIMS
+        write(options.html, run, verdicts, {claim.id: claim for claim in known}, campaign.source)
         print(f"report: {options.html} (open it in a browser)" + (f"; counterexamples: {folder}/" if saved else ""))
     return 0 if all(verdict.sound for verdict in verdicts) else 1
 
 
+def _saved(verdicts: list[Verdict], folder: Path) -> int:
+    try:
+        return save_all(verdicts, folder)
+    except OSError as problem:
+        raise _Usage(f"{folder}: counterexamples cannot be written there ({problem.strerror}).") from None
+
+
 def _certify(options: argparse.Namespace) -> int:
-    chosen = [claim.id for claim in _select(options.names) if claim.id in CERTIFIED]
+    chosen = [claim.id for claim in _select(options.names or [*CERTIFIED]) if claim.id in CERTIFIED]
     if not chosen:
         raise _Usage(f"none of these claims has a certificate; these have: {', '.join(CERTIFIED)}.")
     source, sound = _source(options), True
@@ -224,6 +251,8 @@ def _source(options: argparse.Namespace) -> TokenInput:
 
 
 def _select(names: list[str]) -> tuple[Claim, ...]:
+    for line in problems() if foreign(names) else ():
+        print(f"proofs-check: {line}", file=sys.stderr)
     try:
         return select(names)
     except ValueError as problem:
@@ -241,13 +270,15 @@ def _list(options: argparse.Namespace) -> int:
             {
                 **{key: getattr(claim, key) for key in keys},
                 "mutants": [mutant.name for mutant in claim.mutants],
+                "package": _package(claim),
             }
-            for claim in CLAIMS
+            for claim in _select([])
         ]
         print(json.dumps(rows, indent=1, ensure_ascii=False))
     else:
-        width = max(len(claim.id) for claim in CLAIMS)
-        for claim in CLAIMS:
+        claims = _select([])
+        width = max(len(claim.id) for claim in claims)
+        for claim in claims:
             print(f"{claim.id:{width}}  {claim.kind:10}  {claim.statement}")
     return 0
 
@@ -262,7 +293,8 @@ def _show(options: argparse.Namespace) -> int:
         print(f"  frozen    {claim.frozen}")
         for entry in claim.code:
             print(f"  code      {_place(entry)}")
-        print(f"  claim     proofs_check/claims/{home(claim.id)}")
+        package = _package(claim)
+        print(f"  package   {package}" if package else f"  claim     proofs_check/claims/{home(claim.id)}")
         verdict = run_claim(claim, Campaign())
         print(f"  verdict   {_in_words(verdict)}")
         for name, (low, middle, high) in verdict.values.items():
@@ -286,31 +318,19 @@ def _in_words(verdict: Verdict) -> str:
     return words + (f"; {verdict.reason}" if verdict.reason else "")
 
 
+def _package(claim: Claim) -> str:
+    """Whose claim it is; empty for ours."""
+    plugin = None if claim in CLAIMS else of(claim.id)
+    return "" if plugin is None else plugin.origin
+
+
 def _place(entry: str) -> str:
-    module, name = entry.split(":")
-    thing = getattr(importlib.import_module(module), name)
-    return f"{module.replace('.', '/')}.py:{inspect.getsourcelines(thing)[1]} {name}"
-
-
-def _replay(options: argparse.Namespace) -> int:
-    as_recorded = True
-    for path in options.files:
-        try:
-            claim, mutant, case, measured = replay(path)
-        except ValueError as problem:
-            raise _Usage(str(problem)) from None
-        worst = measured.worst
-        rejected = not measured.holds or not measured.truth
-        who = claim.id if mutant is None else f"{claim.id}, wrong version “{mutant}”"
-        print(f"{who} on {case!r}")
-        for comparison in measured.comparisons:
-            mark = "holds" if comparison.holds else "FAILS"
-            print(f"  {mark}  {comparison.name}: error {comparison.error:.3g}, tolerance {comparison.tolerance:.3g}")
-        for name, value in measured.values.items():
-            print(f"  {name}: {value:.6g}")
-        print(f"  {'rejected, as recorded' if rejected else f'not rejected any more ({worst.name})'}")
-        as_recorded = as_recorded and rejected
-    return 0 if as_recorded else 1
+    try:
+        module, name = entry.split(":")
+        thing = getattr(importlib.import_module(module), name)
+        return f"{module.replace('.', '/')}.py:{inspect.getsourcelines(thing)[1]} {name}"
+    except Exception as problem:  # another package may name what is not there
+        return f"{entry} (not found: {problem})"
 
 
 def _write(path: Path, text: str) -> None:

@@ -174,6 +174,14 @@ class Verdict:
         """Whether this verdict lets the run pass: everything but ``fails`` and ``vacuous``."""
         return self.status not in ("fails", "vacuous")
 
+    def __str__(self) -> str:
+        said = f"{self.id}: {self.status} on {self.evidence} of {self.cases} cases"
+        if self.worst_error is not None and self.tolerance is not None:
+            said += f", worst error {self.worst_error:.1e} (tolerance {self.tolerance:.1e})"
+        if self.mutants:
+            said += f", {sum(m.killed for m in self.mutants)} of {len(self.mutants)} wrong versions rejected"
+        return said + (f"\n  {self.reason}" if self.reason else "")
+
     def to_json(self) -> dict[str, Any]:
         """Plain data; infinities and NaN become null, since JSON has none."""
         entry = {

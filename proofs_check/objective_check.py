@@ -109,7 +109,10 @@ def _gradient_problem(
     if max(size, norm(got)) <= noise_of(objective, x):
         return "", None
     if size == 0:
-        return "gradient is not zero where the value is flat.", None
+        return (
+            "gradient is not zero where autograd finds that the value does not change: does value detach something?",
+            None,
+        )
     error, allowed = norm(got - want) / size, allowed_error(x.dtype)
     if not error <= max(allowed, DOUBTFUL[x.dtype]):
         ratio = float((got * want).sum()) / size**2

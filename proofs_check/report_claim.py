@@ -11,6 +11,7 @@ from .claims import home
 from .counterexample import file_name
 from .figures import mark, number, remainder_chart, ruler
 from .inputs import TokenInput
+from .plugins import consulted
 from .strategies import Case
 from .typeset import Typesetter
 
@@ -76,8 +77,10 @@ def _certificate(verdict: Verdict) -> str:
 
 def _files(verdict: Verdict, claim: Claim | None) -> str:
     code = [entry.partition(":")[0].replace(".", "/") + ".py" for entry in claim.code] if claim else []
-    files = [*dict.fromkeys(code), f"proofs_check/claims/{home(verdict.id)}", f"tests/test_{verdict.stem}.py"]
-    return " · ".join(f"<code>{escape(name)}</code>" for name in files)
+    plugin = next((plugin for plugin in consulted() if plugin.name == verdict.stem and plugin.claims), None)
+    own = [f"proofs_check/claims/{home(verdict.id)}", f"tests/test_{verdict.stem}.py"] if plugin is None else []
+    files = " · ".join(f"<code>{escape(name)}</code>" for name in [*dict.fromkeys(code), *own])
+    return files if plugin is None else f"{files} · {escape(plugin.origin)}"
 
 
 def _numbers(verdict: Verdict, source: TokenInput | None) -> str:

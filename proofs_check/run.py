@@ -20,10 +20,16 @@ from .inputs import TokenInput
 from .strategies import Case
 from .threads import one_thread
 
-__all__ = ["PROFILES", "Campaign", "run_claim", "snippet"]
+__all__ = ["LISTENERS", "PROFILES", "WRITTEN_OUT", "Campaign", "announce", "run_claim", "snippet"]
 
 PROFILES = {"quick": 25, "full": 200, "deep": 2000}
 """Drawn cases a claim, beside the structured ones."""
+
+WRITTEN_OUT = 96
+"""So many numbers of given tokens stand in a snippet; where there are more it reads the saved .npz."""
+
+LISTENERS: list[Callable[[Verdict], None]] = []
+"""Called with every verdict of this process: how a test session learns which claims were run in it."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +88,14 @@ def run_claim(claim: Claim, campaign: Campaign) -> Verdict:
         verdict = Verdict(claim.id, claim.stem, claim.kind, claim.statement, claim.source, "fails")
         verdict.reason = f"could not be measured: {type(problem).__name__}: {problem}"
     verdict.seconds = round(time.perf_counter() - started, 3)
+    announce(verdict)
     return verdict
+
+
+def announce(verdict: Verdict) -> None:
+    """Tell the listeners of a verdict."""
+    for listen in LISTENERS:
+        listen(verdict)
 
 
 def _judge(claim: Claim, campaign: Campaign) -> Verdict:
@@ -231,12 +244,31 @@ def _put_to_real_tokens(claim: Claim, campaign: Campaign, verdict: Verdict) -> N
 
 
 def snippet(claim: Claim, case: Case, mutant: str | None = None) -> str:
-    """Python that measures the case again when it is pasted; given tokens are replayed from their .npz instead."""
-    lines = ["from proofs_check import Case, find", "", f'claim = find("{claim.id}")']
-    call = repr(case) if mutant is None else f"{case!r}, mutant={mutant!r}"
+    """Python that measures the case again when it is pasted.
+
+    Given tokens of at most :data:`WRITTEN_OUT` numbers are written out; for larger ones the snippet replays the .npz
+    that the run saves, from the folder that holds it.
+    """
+    if case.given is not None and case.given.size > WRITTEN_OUT:
+        from .counterexample import file_name
+
+        file = file_name(claim.id, mutant)
+        return "\n".join(
+            [
+                f"# on {' × '.join(map(str, case.given.shape))} given tokens, which are saved in {file}",
+                "from proofs_check.counterexample import replay",
+                "",
+                f'claim, mutant, case, measured = replay("{file}")',
+                "print(measured)",
+            ]
+        )
+    lines, call = ["from proofs_check import Case, find", ""], repr(case)
     if case.given is not None:
-        lines.insert(0, "# on tokens given by the user: replay them from the saved .npz")
-    return "\n".join([*lines, f"print(claim.judge({call}))"])
+        rows = ",\n".join(f"    {row}" for row in case.given.tolist())
+        lines = ["import numpy as np", "", *lines, f"tokens = np.array([\n{rows},\n])"]
+        call = f"{call[:-1]}{'' if call == 'Case()' else ', '}given=tokens)"
+    call += "" if mutant is None else f", mutant={mutant!r}"
+    return "\n".join([*lines, f'claim = find("{claim.id}")', f"print(claim.judge({call}))"])
 
 
 def _size(case: Case) -> tuple[int, int, int]:

@@ -14,7 +14,8 @@ from typing import Any
 
 from .claim import Claim, Verdict
 from .claims import find
-from .run import Campaign, run_claim
+from .plugins import consulted
+from .run import Campaign, announce, run_claim
 
 __all__ = ["environment", "result", "run_all", "summary_line"]
 
@@ -61,7 +62,9 @@ def _verdicts(claims: Sequence[Claim], campaign: Campaign, jobs: int) -> Iterato
     try:
         futures = [pool.submit(_run_by_id, claim.id, campaign) for claim in claims]
         for future in as_completed(futures):
-            yield future.result()
+            verdict = future.result()
+            announce(verdict)
+            yield verdict
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -84,7 +87,7 @@ def result(
     return {
         "schema": 1,
         "version": version,
-        "environment": environment(),
+        "environment": environment() | _other_packages(),
         "seed": campaign.seed,
         "profile": profile,
         "cases": campaign.cases,
@@ -100,6 +103,14 @@ def result(
         "claims": [verdict.to_json() for verdict in verdicts],
         "summary": summary,
     }
+
+
+def _other_packages() -> dict[str, str]:
+    """What other packages' claims took part, or could not, where any were asked for."""
+    rows: dict[str, list[str]] = {}
+    for plugin in consulted():
+        rows.setdefault(f"claims of {plugin.package}", []).append(str(plugin))
+    return {package: "; ".join(lines) for package, lines in rows.items()}
 
 
 def environment() -> dict[str, str]:

@@ -193,6 +193,7 @@ STRUCTURED = (
     Case(tokens=7, kind="one_far", batch=2),
     Case(tokens=9, heads=2, head_dim=3, kind="subspaces", epsilon=0.1),
     Case(scale=100.0, epsilon=0.05),
+    Case(tokens=70, heads=2, head_dim=3),  # beyond what is drawn, and beyond a block of 64
 )
 """Cases that are always tried: the corners of the domain."""
 

@@ -157,3 +157,12 @@ def test_every_section_of_the_mathematics_has_claims(section):
 def test_every_stem_has_its_place_on_the_page():
     placed = {stem for stems in PAPERS.values() for stem in stems}
     assert {claim.stem for claim in CLAIMS} == placed
+
+
+def test_a_verdict_reads_as_a_line():
+    verdict = run_claim(find("coding_rate.value"), Campaign(cases=2))
+    said = str(verdict)
+    assert said.startswith(f"coding_rate.value: holds on {verdict.evidence} of {verdict.cases} cases, worst error ")
+    assert said.endswith("7 of 7 wrong versions rejected")
+    verdict.reason = "why"
+    assert str(verdict).endswith("\n  why")

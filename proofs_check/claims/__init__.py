@@ -69,11 +69,11 @@ CLAIMS: tuple[Claim, ...] = (
     *compat_networks.CLAIMS,
 )
 
-__all__ = ["CLAIMS", "find", "home", "select"]
+__all__ = ["CLAIMS", "find", "foreign", "home", "select"]
 
 
 def find(id: str) -> Claim:
-    """The claim of that id.
+    """The claim of that id: one of ours, else one of another package's (:mod:`proofs_check.plugins`).
 
     Raises
     ------
@@ -82,7 +82,12 @@ def find(id: str) -> Claim:
     for claim in CLAIMS:
         if claim.id == id:
             return claim
-    raise ValueError(_unknown(id, [claim.id for claim in CLAIMS]))
+    from ..plugins import all_claims  # only where ours are not enough: it imports other packages
+
+    for claim in all_claims():
+        if claim.id == id:
+            return claim
+    raise ValueError(_unknown(id, [claim.id for claim in all_claims()]))
 
 
 def home(id: str) -> str:
@@ -94,21 +99,35 @@ def home(id: str) -> str:
 
 
 def select(names: list[str]) -> tuple[Claim, ...]:
-    """The claims of the stems, ids or beginnings of ids (``mssa.sign``); all without names.
+    """The claims of the stems, ids or beginnings of ids (``mssa.sign``); all without names, ours and others'.
 
     Raises
     ------
         ValueError that lists the nearest known names.
     """
+    every = CLAIMS
+    if foreign(names):
+        from ..plugins import all_claims
+
+        every = all_claims()
     if not names:
-        return CLAIMS
+        return every
     chosen: set[str] = set()
     for name in names:
-        found = {claim.id for claim in CLAIMS if claim.id == name or claim.id.startswith(name + ".")}
+        found = _beginning(every, name)
         if not found:
-            raise ValueError(_unknown(name, sorted({claim.stem for claim in CLAIMS} | {claim.id for claim in CLAIMS})))
+            raise ValueError(_unknown(name, sorted({claim.stem for claim in every} | {claim.id for claim in every})))
         chosen |= found
-    return tuple(claim for claim in CLAIMS if claim.id in chosen)
+    return tuple(claim for claim in every if claim.id in chosen)
+
+
+def foreign(names: list[str]) -> bool:
+    """Whether claims of other packages are asked for: by no names, which means all, or by one that none of ours has."""
+    return not names or not all(_beginning(CLAIMS, name) for name in names)
+
+
+def _beginning(claims: tuple[Claim, ...], name: str) -> set[str]:
+    return {claim.id for claim in claims if claim.id == name or claim.id.startswith(name + ".")}
 
 
 def _unknown(name: str, known: list[str]) -> str:
@@ -118,4 +137,8 @@ def _unknown(name: str, known: list[str]) -> str:
     near = [folded[id] for id in difflib.get_close_matches(name.lower(), list(folded), n=4, cutoff=0.3)]
     near += [id for id in known if name and name.lower().split(".")[-1] in id and id not in near][:3]
     hint = f" Nearest: {', '.join(near)}." if near else ""
+    from ..plugins import of
+
+    plugin = of(name)
+    hint += f" {plugin}." if plugin is not None and plugin.problem else ""
     return f"no claim or stem is named {name!r}.{hint} `proofs-check list` prints them all."

@@ -97,7 +97,7 @@ def _initial(case: Case, W: NDArray[np.float64], head: int) -> NDArray[np.float6
 
 def _extraction(case: Case, Z: NDArray[np.float64]) -> list[NDArray[np.float64]]:
     heads = enumerate(bases(case.U()))
-    return [paper.cbsa_eq6(_initial(case, W := Uk.T @ Z, k), W, case.softmax_scale) for k, Uk in heads]
+    return [paper.cbsa_eq5(_initial(case, W := Uk.T @ Z, k), W, case.softmax_scale) for k, Uk in heads]
 
 
 def _layer(case: Case, form: str, **more: Any) -> CBSA:
@@ -296,7 +296,7 @@ def update(case: Case, layer: Any, x: Tensor) -> Tensor:
 
 
 def _rotation(subject: Any, case: Case) -> Measurement:
-    """Orthogonal representatives turned inside the subspace: Q' = O Q, P' = O P."""
+    """Principal representatives mixed: Q' = O Q, P' = O P in rows."""
     exact = reference(dataclasses.replace(case, batch=0))
     x, U = exact.x(), exact.U()
     P = []
@@ -443,7 +443,7 @@ CLAIMS = (
         statement="The extraction weights are the softmax over tokens of the initial representatives' scores, for every"
         " strategy, class tokens attended to.",
         equation=r"$A_k = \mathrm{softmax}(s\, W_k^\top Q_{\mathrm{ini},k})$ (columns)",
-        source=f"{PAPER}, eq. 6",
+        source=f"{PAPER}, eq. 5",
         kind="identity",
         domain=cases(),
         subject=lambda case, layer, x: layer.extraction(x),
@@ -628,8 +628,8 @@ CLAIMS = (
     ),
     _special(
         "rotation",
-        "Principal directions turned inside the subspace are as good: orthogonal representatives give linear attention.",
-        r"$Q_k' = O Q_k,\; A_k' = A_k O^\top$ give the same update for every orthogonal $O$",
+        "Principal representatives mixed by an orthogonal matrix are as good: they give linear attention, too.",
+        r"$Q_k' = Q_k O^\top,\; A_k' = A_k O^\top$ give the same update for every orthogonal $O$",
         f"{PAPER}, appendix B",
         subject=lambda case, U, P, x: RepresentativeRate(U, P, case.epsilon).gradient(x),
         measure=_rotation,

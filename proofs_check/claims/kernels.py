@@ -333,7 +333,7 @@ CLAIMS: tuple[Claim, ...] = (
         r"$P^\top C$, $P = \mathrm{concat}_b\, e^{\ell_b - \ell}\, \mathrm{softmax}(s\, Q_{ini} W_b^\top)$,"
         r" $\ell = \log \sum_b e^{\ell_b}$",
         _cbsa("fast"),
-        source="derived: online softmax; CBSA, arXiv 2509.16875, eq. 6 to 8 for P and C",
+        source="derived: online softmax; CBSA, arXiv 2509.16875, eq. 5 to 8 for P and C",
         measure=agreement(_cbsa_inputs, _cbsa("plain"), _cbsa_condition),
         code=("unrolling.kernels.cbsa:contract_broadcast",),
         own={

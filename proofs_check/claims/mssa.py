@@ -585,13 +585,13 @@ CLAIMS = (
         " −2.4e-4). By hand, nine: four (1, 4, 0), one (45, −5, 0), two (−1, 0, 3), (−600, 0, 3), (−640, 0, −3); in two"
         " dimensions ten: six (1, 3), three (1000, 2), (1040, −6). With a sharp softmax tokens attend to one far token,"
         " whose value of the least-squares fit of the constant 1 can be negative (mssa.sign.one_hub; whether five can:"
-        " mssa.sign.fewest_tokens). True is: −MSSA descends ½‖ZU‖² (mssa.sign.inner_product), and the rate for large ε"
-        " (mssa.sign.large_epsilon).",
+        " mssa.sign.fewest_tokens). True is: −MSSA never points uphill on ½‖ZU‖² (mssa.sign.inner_product), and descends the"
+        " rate for large ε (mssa.sign.large_epsilon).",
     ),
     Claim(
         id="mssa.sign.inner_product",
-        statement="In every head the tokens and their attention have an inner product of at least N‖w̄‖², so −MSSA always"
-        " descends ½‖ZU‖².",
+        statement="In every head the tokens and their attention have an inner product of at least N‖w̄‖², so −MSSA never"
+        " points uphill on ½‖ZU‖².",
         equation=r"$\langle W_k,\; W_k\,\mathrm{softmax}(s W_k^\top W_k)\rangle \geq N\,\Vert\bar{w}_k\Vert^2 \geq 0$",
         source="derived: the softmax average is the gradient of a convex log-moment function",
         kind="inequality",

@@ -77,7 +77,7 @@ def _naive_soft(case: Case, b: int) -> Any:
         for k, Uk in enumerate(U):
             W = Uk.T @ Z
             q = by_head(case.queries())[k] if objective.pooling is None else W @ objective.pooling.numpy().T
-            A.append(paper.cbsa_eq6(q, W, case.softmax_scale))
+            A.append(paper.cbsa_eq5(q, W, case.softmax_scale))
         return paper.cbsa_eq4(Z, U, A, case.epsilon)
 
     return value
@@ -265,7 +265,7 @@ CLAIMS = (
         " constant and for pooled queries.",
         equation=r"$\nabla F = \sum_k U_k\,[\,G_k A_k^\top + s\, q_k J_k^\top\,], \quad"
         r" J_k = A_k^\top \circ (G_k^\top W_k - \mathrm{rowsum})$",
-        source=f"{CBSA}, eq. 4 with eq. 6; derived here",
+        source=f"{CBSA}, eq. 4 with eq. 5; derived here",
         kind="exact",
         domain=cases(),
         subject=gradient,

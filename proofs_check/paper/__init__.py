@@ -11,7 +11,7 @@ from .aot import aot_selection, aot_snr, aot_threshold_step, selected_energy
 from .cbsa import (
     adaptive_average_bins,
     cbsa_eq4,
-    cbsa_eq6,
+    cbsa_eq5,
     cbsa_eq7,
     cbsa_eq8,
     cbsa_eq12,
@@ -116,7 +116,7 @@ __all__ = [
     "bilinear",
     "block_reads",
     "cbsa_eq4",
-    "cbsa_eq6",
+    "cbsa_eq5",
     "cbsa_eq7",
     "cbsa_eq8",
     "cbsa_eq12",

@@ -13,7 +13,7 @@ from .rates import coding_rate
 __all__ = [
     "adaptive_average_bins",
     "cbsa_eq4",
-    "cbsa_eq6",
+    "cbsa_eq5",
     "cbsa_eq7",
     "cbsa_eq8",
     "cbsa_eq12",
@@ -26,7 +26,7 @@ __all__ = [
 ]
 
 
-def cbsa_eq6(Q_ini: Array, W: Array, scale: Any) -> Array:
+def cbsa_eq5(Q_ini: Array, W: Array, scale: Any) -> Array:
     """CBSA's extraction in one head: A = softmax(s WᵀQ_ini) (N, m), every column a distribution over tokens."""
     return softmax_columns(scale * (W.T @ Q_ini))
 
@@ -125,7 +125,7 @@ def cbsa_released(Z: Array, weights: dict[str, Array], heads: int) -> Array:
     for k in range(heads):
         Wk = W[k * p : (k + 1) * p]
         R = pool_grid(Wk[:, :-1], (side, side), (8, 8))
-        A = cbsa_eq6(R, Wk, p**-0.5)
+        A = cbsa_eq5(R, Wk, p**-0.5)
         R = R + weights["step_rep"][k] * (Wk @ A)
         C = R @ softmax_columns(p**-0.5 * (R.T @ R))
         blocks.append(weights["step_x"][k] * (C @ A.T))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from .agent import agent_position_bias
-from .cbsa import cbsa_eq6, pool_grid
+from .cbsa import cbsa_eq5, pool_grid
 from .fast_weights import attention, largest
 from .numbers import Array, softmax_columns
 
@@ -108,7 +108,7 @@ def released_cbsa(X: Array, state: State, pool: int = 8, behind: int = 1) -> Arr
     for Wk, (step_x, step_rep) in zip(head_rows(W, len(state["step_x"])), steps, strict=True):
         kept, s = Wk[:, :-behind], len(Wk) ** -0.5
         R = pool_grid(kept, square(kept), (pool, pool))
-        A = cbsa_eq6(R, Wk, s)
+        A = cbsa_eq5(R, Wk, s)
         R = R + step_rep * (Wk @ A)
         blocks.append(step_x * (attention(R, R, R, s) @ A.T))
     return _out(np.concatenate(blocks), state)
