@@ -51,7 +51,7 @@ def _numbers(traces: Sequence[Trace]) -> list[dict[str, Any]]:
 
 @torch.no_grad()
 def _black_boxes() -> dict[str, Any]:
-    """The rate of unit tokens, nats a token, before the first and after every block, of networks that nobody told to compress.
+    """The rate of unit tokens, in nats, before the first and after every block, of networks that nobody told to compress.
 
     A vision transformer in DINOv2's layout on images of Fashion-MNIST, and MiniLM on the first sentences of the docstrings
     of the objectives.
@@ -60,7 +60,7 @@ def _black_boxes() -> dict[str, Any]:
 
     def each(tokens: torch.Tensor) -> float:
         unit = F.normalize(tokens.double(), dim=-1)
-        return float((rate.value(unit) / unit.shape[-2]).mean())
+        return float(rate.value(unit).mean())
 
     encoder = load_encoder(DINO)
     data = as_the_backbone_has_it(load_data("fashion-mnist"), DINO)
@@ -97,13 +97,13 @@ def _render(found: Mapping[str, Any]) -> str:
     for label, states in found["layers"].items():
         for state, layers in states.items():
             rates = (
-                " → ".join(f"{layer['unit_rate'][0]:.0f}" for layer in layers) + f" → {layers[-1]['unit_rate'][2]:.0f}"
+                " → ".join(f"{layer['unit_rate'][0]:.1f}" for layer in layers) + f" → {layers[-1]['unit_rate'][2]:.1f}"
             )
             attention = sum(layer["unit_rate"][1] - layer["unit_rate"][0] for layer in layers)
             feed = sum(layer["unit_rate"][2] - layer["unit_rate"][1] for layer in layers)
             falls = sum(layer["falls"] for layer in layers) / len(layers)
             shares = f"{100 * falls:.0f} % | {100 * layers[-1]['zeros']:.0f} %"
-            lines.append(f"| {label} | {state} | {rates} | {attention:+.0f}, {feed:+.0f} | {shares} |\n")
+            lines.append(f"| {label} | {state} | {rates} | {attention:+.1f}, {feed:+.1f} | {shares} |\n")
     lines.append(
         f"\nNats, mean over {found['images']} held-out images of {found['data']} and seeds; every token scaled to norm 1, in the"
         " bases of the block's own attention, so that values of different blocks are in different bases.\n\n"
@@ -126,7 +126,7 @@ def _render(found: Mapping[str, Any]) -> str:
                 lines.append(f"| {label}, {state} | {tokens:+.2f} | {representatives:+.2f} | {100 * same:.0f} % |\n")
     if found["others"]:
         lines.append(
-            "\n| networks that nobody told to compress | rate of unit tokens, nats a token, ε = 0.5, before the first block and"
+            "\n| networks that nobody told to compress | rate of unit tokens, nats, ε = 0.5, before the first block and"
             " after every one |\n"
         )
         lines.append("|---|---|\n")

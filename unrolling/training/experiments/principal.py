@@ -217,7 +217,7 @@ def _render(found: Mapping[str, Any]) -> str:
 
 def _figures(found: Mapping[str, Any]) -> dict[str, Figure]:
     rows = found["drawn"]["rows"]
-    figure, _ = new_figure(1, (10, 2.1 * len(rows)))
+    figure, _ = new_figure(1, (10, 1.75 * len(rows)))
     figure.clear()
     panels = figure.subplots(len(rows), 5, squeeze=False)
     titles = ("image", "truth", "principal directions\nbefore", "and after\nthe self-attention", "the decoder's masks")
