@@ -114,7 +114,7 @@ def check_layer(
         raise ClaimFailed(
             f"{name}: the forward pass is not the declared step on {len(wrong)} of {len(tried)} inputs.\n"
             f"  On {about.words}: {diagnose(layer, typical)}\n"
-            f"  Smallest input: error {smallest.error:.3g} of the declared displacement, tolerance {smallest.allowed:.3g}.\n"
+            f"  Smallest input: {smallest.said}.\n"
             f"{given.where('descent_error(layer, x)')}"
         )
     evident = [trial for _, trial in tried if trial.evidence]
@@ -155,6 +155,15 @@ class _Trial:
     @property
     def wrong(self) -> bool:
         return not self.error <= max(self.allowed, DOUBTFUL[self.x.dtype])
+
+    @property
+    def said(self) -> str:
+        """How far off, in words."""
+        if not torch.isfinite(self.got).all():
+            return "it returns NaN or infinite entries"
+        if math.isinf(self.error):
+            return "it moves where the declared step is zero"
+        return f"error {self.error:.3g} of the declared displacement, tolerance {self.allowed:.3g}"
 
     @classmethod
     def of(cls, layer: Any, given: Input) -> _Trial:

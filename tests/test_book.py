@@ -33,7 +33,8 @@ def site(book, executed, tmp_path_factory):
         notebooks[path.stem] = copy.deepcopy(executed(path))
         cells = notebooks[path.stem].cells
         notebooks[path.stem].cells = [cell for cell in cells if "more" not in cell.metadata.get("tags", ())]
-    bench = ROOT / "notebooks" / "results" / "bench.json"
+    bench = book.kept_benchmarks()
+    assert bench
     status = book.build(folder / "site", cache=folder, report=report, bench=bench, notebooks=notebooks)
     return folder / "site", status
 
@@ -141,7 +142,10 @@ def page(browser):
 
 
 LOOK = """async () => {
-  if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
+  if (document.querySelector('.math')) {
+    while (!window.MathJax?.startup?.promise) await new Promise(done => setTimeout(done, 10));
+    await MathJax.startup.promise;
+  }
   for (const picture of document.images) picture.loading = 'eager';
   await Promise.all([...document.images].map(p => p.complete ? 0 : new Promise(done => p.onload = p.onerror = done)));
   return {
@@ -180,6 +184,7 @@ def test_a_browser_clicks_through_every_page(site, page, tmp_path):
         if not following.count():
             break
         following.click()
+        page.wait_for_load_state("load")
     unlinked = {"genindex.html", "search.html", "py-modindex.html"}
     everything = {
         str(path.relative_to(folder)) for path in folder.rglob("*.html") if path.parent.name not in ("bench", "_static")

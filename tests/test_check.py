@@ -137,6 +137,12 @@ def extraction_moves(self, x):
         ),
         (Plain, lambda self, x: x, "does not move the tokens"),
         (Plain, lambda self, x: x * float("nan"), "returns NaN or infinite numbers"),
+        (Plain, lambda self, x: x * float("nan"), "Smallest input: it returns NaN or infinite entries."),
+        (
+            Plain,
+            lambda self, x: x + self.step_size * self.attention(x) + float(not x.any()),
+            "Smallest input: it moves where the declared step is zero.",
+        ),
         (Plain, last_token_skipped, "tokens the last is not updated"),
         (Plain, lambda self, x: self.step_size * self.attention(x), "residual x is missing"),
         (Plain, lambda self, x: x + 0.5 * self.step_size * self.attention(x), "but 0.5 times as far"),

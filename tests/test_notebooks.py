@@ -64,7 +64,7 @@ def faults_of_form(path):
     if len(solutions(path)) != 2 or words.count("<details>") != 2 or words.count("**Exercise ") != 2:
         found.append("has not two exercises with hidden solutions")
     if all_cells[-1].cell_type != "code" or not re.search(
-        r"check_layer|check_objective|run_claim", all_cells[-1].source
+        r"(check_layer|check_objective|run_claim)\(", all_cells[-1].source
     ):
         found.append("does not end in a check")
     code = "\n".join(cells(path, "code"))

@@ -15,7 +15,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -53,7 +53,7 @@ def title_of(notebook: nbformat.NotebookNode) -> str:
 
 
 def stage(
-    folder: Path, notebooks: Mapping[str, nbformat.NotebookNode], report: Path | None, bench: Path | None
+    folder: Path, notebooks: Mapping[str, nbformat.NotebookNode], report: Path | None, bench: Sequence[Path]
 ) -> None:
     """Gather all sources of the book in ``folder``."""
     (folder / "notebooks").mkdir(parents=True)
@@ -73,7 +73,7 @@ def stage(
     (folder / "pages" / "index.md").unlink()
     gallery.copy_results(folder, ROOT / "notebooks")
     gallery.write(folder, notebooks, ROOT / "notebooks" / "results")
-    if bench is not None:
+    if bench:
         gallery.benchmark(folder, bench)
     else:
         (folder / "benchmark.md").write_text("# Benchmark\n\nNo run was given to this build: `--bench FILE.json`.\n")
@@ -101,7 +101,7 @@ def build(
     *,
     cache: Path,
     report: Path | None = None,
-    bench: Path | None = None,
+    bench: Sequence[Path] = (),
     notebooks: Mapping[str, nbformat.NotebookNode] | None = None,
     quiet: bool = True,
 ) -> int:
@@ -122,15 +122,19 @@ def build(
     return 1 if status or wrong else 0
 
 
+def kept_benchmarks() -> list[Path]:
+    """The runs of the benchmark that the repository keeps."""
+    return sorted((ROOT / "notebooks" / "results").glob("bench*.json"))
+
+
 def main() -> int:
     """The command."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--out", type=Path, default=HERE / "_build" / "site", help="where the site goes (default: %(default)s)")
     parser.add_argument("--report", type=Path, help="a JSON of `proofs-check --json`, for the verdicts in the ledger")
-    parser.add_argument("--bench", type=Path, help="a JSON of `proofs-check bench --json` (default: the one kept in results/)")
+    parser.add_argument("--bench", type=Path, nargs="+", help="a JSON of `proofs-check bench --json` (default: the one kept in results/)")
     options = parser.parse_args()
-    kept = ROOT / "notebooks" / "results" / "bench.json"
-    bench = options.bench or (kept if kept.exists() else None)
+    bench = options.bench or kept_benchmarks()
     status = build(options.out, cache=HERE / "_build" / "executed", report=options.report, bench=bench)
     print(f"{options.out / 'index.html'}: {'built' if not status else 'built, with what is listed above wrong'}.")
     return status

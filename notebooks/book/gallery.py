@@ -7,7 +7,7 @@ import html
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import nbformat
@@ -65,27 +65,33 @@ def copy_results(folder: Path, notebooks: Path) -> None:
     shutil.copy(notebooks / "results.md", folder / "results.md")
 
 
-def benchmark(folder: Path, kept: Path) -> None:
-    """``benchmark.md``, its figures, and the run's own page beside it, from the JSON that ``proofs-check bench`` has kept."""
-    run = json.loads(kept.read_text())
-    settings, machine = run["settings"], run["environment"]
-    found = {name: [Measured(**row) for row in stem["measurements"]] for name, stem in run["stems"].items()}
+def benchmark(folder: Path, kept: Sequence[Path]) -> None:
+    """``benchmark.md``, its figures, and each run's own page beside it, from what ``proofs-check bench --json`` has kept."""
     (folder / "bench").mkdir(exist_ok=True)
-    (folder / "bench" / "run.html").write_text(bench_page(run, found))
-    told = ", ".join(f"{key} {machine[key]}" for key in ("processor", "cores", "threads", "torch") if key in machine)
     parts = [
         "# Benchmark",
-        f"How long the layers take beside their plain twins, full attention and the machine's own limit: {told};"
-        f" {settings['dtype']}, d = {settings['dim']}, {settings['heads']} heads, m = {settings['m']},"
-        f" k = {settings['keys']}. **Only ratios within one run mean anything.** Claims say that what is timed is right, and are"
-        " checked before. The same again: `proofs-check bench " + " ".join(run["stems"]) + "`.",
+        "How long the layers take beside their plain twins, full and linear attention and the machine's own limit: the same"
+        " matrix products alone, or copies of the tokens. **Only ratios within one run mean anything.** What is timed is checked"
+        " by its claims before. “Released code” is the papers' own layer, brought in by `--against FILE.py`. The first line of"
+        " every table is a time, all others are multiples of it: above 1 is slower than ours.",
     ]
-    for name, rows in found.items():
-        figure = plot_stem(name, rows, settings["item"], settings["dim"])
-        figure.savefig(folder / "bench" / f"{name}.png", dpi=110)
-        parts += [f"## {name}", f"![{name}: time, memory and fraction of the limit against tokens](bench/{name}.png)"]
-        parts += [_ratios(rows, mode) for mode in dict.fromkeys(row.mode for row in rows)]
-    parts.append('<p><a href="bench/run.html">The whole page of this run</a>, with quartiles and memory.</p>')
+    for place in kept:
+        run = json.loads(place.read_text())
+        settings, machine = run["settings"], run["environment"]
+        found = {name: [Measured(**row) for row in stem["measurements"]] for name, stem in run["stems"].items()}
+        (folder / "bench" / f"{place.stem}.html").write_text(bench_page(run, found))
+        told = ", ".join(f"{key} {machine[key]}" for key in ("processor", "cores", "threads", "torch") if key in machine)
+        sizes = f"d = {settings['dim']}, {settings['heads']} heads, m = {settings['m']}, k = {settings['keys']}"
+        for name, rows in found.items():
+            figure = plot_stem(name, rows, settings["item"], settings["dim"])
+            figure.savefig(folder / "bench" / f"{name}.png", dpi=110)
+            parts += [f"## {name}", f"![{name}: time, memory and fraction of the limit against tokens](bench/{name}.png)"]
+            parts += [_ratios(rows, mode) for mode in dict.fromkeys(row.mode for row in rows)]
+        parts.append(
+            f"*{told}; {settings['dtype']}, {sizes}, batch {settings['batch']}. The same again: `proofs-check bench"
+            f" {' '.join(run['stems'])}`.* <a href=\"bench/{place.stem}.html\">The whole page of this run</a>, with quartiles"
+            " and memory."
+        )
     (folder / "benchmark.md").write_text("\n\n".join(parts) + "\n")
 
 
