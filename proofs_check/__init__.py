@@ -13,11 +13,14 @@ if TYPE_CHECKING:
     from .check import check_layer, descent_error
     from .claim import Claim, Comparison, Measurement, Mutant, Verdict
     from .claims import CLAIMS, find
+    from .descent_check import check_descent
     from .objective_check import check_objective
     from .plugins import all_claims
     from .run import Campaign, run_claim
     from .strategies import Case
+    from .suggest import Match, Suggestion, suggest_objective
     from .trial import CheckResult, ClaimFailed
+    from .verdicts import Counterexample, Diagnosis, Finding, load_counterexample
 
 __all__ = [
     "CLAIMS",
@@ -27,26 +30,37 @@ __all__ = [
     "Claim",
     "ClaimFailed",
     "Comparison",
+    "Counterexample",
+    "Diagnosis",
+    "Finding",
+    "Match",
     "Measurement",
     "Mutant",
+    "Suggestion",
     "Verdict",
     "all_claims",
+    "check_descent",
     "check_layer",
     "check_objective",
     "descent_error",
     "find",
+    "load_counterexample",
     "run_claim",
+    "suggest_objective",
 ]
 
 _HOMES = {
     "check": ("check_layer", "descent_error"),
     "claim": ("Claim", "Comparison", "Measurement", "Mutant", "Verdict"),
     "claims": ("CLAIMS", "find"),
+    "descent_check": ("check_descent",),
     "objective_check": ("check_objective",),
     "plugins": ("all_claims",),
     "run": ("Campaign", "run_claim"),
     "strategies": ("Case",),
+    "suggest": ("Match", "Suggestion", "suggest_objective"),
     "trial": ("CheckResult", "ClaimFailed"),
+    "verdicts": ("Counterexample", "Diagnosis", "Finding", "load_counterexample"),
 }
 
 

@@ -23,8 +23,9 @@ LOOKS = 12
 class Evidence:
     """All that was seen, and the means to look again.
 
-    trouble: what came back beside arrays, the finding and words for each, with the input. apart: how far two calls with
-    the same input are from each other; seeded: whether equal seeds make them equal. constant: the same for all inputs.
+    trouble: what came back beside arrays, the finding and words for each, with the input and its code. dropped: sets on
+    which the objective is not finite or raises. apart: how far two calls with the same input are from each other; seeded:
+    whether equal seeds make them equal. constant: the same for all inputs.
     """
 
     name: str
@@ -35,6 +36,7 @@ class Evidence:
     heads: int | Tensor | None
     declares: bool
     accepted: str
+    dropped: int
     apart: float
     seeded: bool
     constant: bool

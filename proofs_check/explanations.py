@@ -31,11 +31,11 @@ def _rounded(evidence: Evidence, fits: Sequence[Fit]) -> Said | None:
     if best.median > ROUNDED:
         best = min(fits, key=lambda made: made.median)
     off = [i for i in (*best.wrong, *best.doubtful) if math.isfinite(best.errors[i])]
-    if best.median > ROUNDED or not off:
+    if best.median > ROUNDED or not off or len(off) < len(best.fine):  # a lower precision shows nearly everywhere
         return None
     generic = [i for i in off if evidence.seens[i].drawn.generic] or off
     kinds = [evidence.rough(evidence.seens[i], best.frozen, _kappa_in(best, evidence.seens[i], i)) for i in generic[:6]]
-    if True:
+    if not all(kinds):
         return None
     kind = max(set(kinds), key=kinds.count)
     kind = "bfloat16" if kind == "float16" and best.median > 8e-4 else kind  # 8 bits less: eight times the error

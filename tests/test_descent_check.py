@@ -1,6 +1,7 @@
 """`check_descent`, put to functions that know nothing of the project's classes, right and wrong in ways of their own."""
 
 import json
+import random
 import re
 import subprocess
 import sys
@@ -429,6 +430,22 @@ WRONG = {
         "NO_DESCENT",
         "does not move there(.|\n)*wrong where it is 8",
     ),
+    "one token": (
+        lambda x: mssa(x) if x.shape[-2] > 1 else 0.9 * x,
+        "DIRECTION",
+        "right where the number of tokens is 2, 3, 5, 6, 7, 8, 11, 12, and wrong where it is 1",
+    ),
+    "equal tokens": (
+        lambda x: mssa(x) if x.shape[-2] < 2 or bool((x - x[..., :1, :]).any()) else 0.9 * x,
+        "DIRECTION",
+        "On 45 of 47 sets it is the exact step",
+    ),
+    "zero": (lambda x: mssa(x) if bool(x.any()) else x + 1, "NO_DESCENT", "moves where the gradient is zero"),
+    "large tokens": (
+        lambda x: mssa(x) if float(x.abs().max()) < 50 else 0.9 * x,
+        "DIRECTION",
+        "wrong on large x only",
+    ),
     "two batch axes": (
         lambda x: mssa(x) if x.ndim < 4 else 2 * x - mssa(x),
         "NO_DESCENT",
@@ -521,7 +538,7 @@ def test_an_error_in_one_of_many_entries_is_seen_along_directions():
         return W + move
 
     x = np.random.default_rng(2).normal(size=(5, 20))
-    found = check_descent(once, lambda W: 0.5 * np.sum((A @ W) ** 2), 0.05, x)
+    found = check_descent(once, lambda W: 0.5 * np.sum((A @ W) ** 2), 0.05, x, cases=12)
     assert found.verdict is Finding.DIRECTION
 
 
@@ -555,11 +572,37 @@ def test_a_module_is_copied_and_put_to_evaluation_mode():
     assert layer.weight.dtype == torch.float32
 
 
+def test_the_sets_of_a_summed_batch_are_looked_at_one_by_one():
+    half = lambda x: skipped(x, tokens_of(lambda i, n: i >= n // 2))  # noqa: E731
+    found = check_descent(half, lambda x: compression(x).sum(), KAPPA, seeded(3, 5, D))
+    assert found.verdict is Finding.SOME_TOKENS
+
+
+def test_part_of_the_tokens_on_some_inputs_only_is_no_rule():
+    def eight(x):
+        return skipped(x, tokens_of(lambda i, n: n != 8 or i < 4))
+
+    found = check_descent(eight, compression, KAPPA, X)
+    assert found.verdict is Finding.DIRECTION
+    assert "wrong where it is 8" in str(found)
+
+
+def test_an_objective_that_is_seldom_finite_is_no_evidence():
+    def seldom(x):
+        return compression(x) if abs(float(x.norm()) - float(X.norm())) < 0.5 else compression(x) * float("nan")
+
+    found = check_descent(mssa, seldom, KAPPA, X)
+    assert found.verdict is Finding.NO_EVIDENCE
+    assert "the objective is not finite there, or raises" in str(found)
+
+
 def test_random_generators_are_left_where_they_were():
     torch.manual_seed(3)
     np.random.seed(3)
-    before = torch.get_rng_state(), np.random.get_state()[1].tolist()
-    check_descent(lambda x: F.dropout(x, 0.5), compression, KAPPA, X, cases=4)
+    random.seed(3)
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    check_descent(lambda x: F.dropout(x, 0.5) * random.random(), compression, KAPPA, X, cases=4)
+    assert random.getstate() == before[2]
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.random.get_state()[1].tolist() == before[1]
 

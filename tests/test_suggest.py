@@ -207,6 +207,14 @@ def test_the_sum_of_two_is_neither():
     assert not found
 
 
+def test_nearly_is_not_recognised():
+    found = suggest_objective(
+        lambda x: x + 0.7 * attention(x) + 0.1 * x.sin(), X, candidates=["self-attention energy"], **QUICK
+    )
+    assert 0.99 < found.matches[0].alignment < THRESHOLD
+    assert not found
+
+
 def test_what_is_nearly_a_multiple_of_x_is_not_recognised_as_what_nearly_everything_is():
     found = suggest_objective(lambda x: x - 0.1 * torch.tanh(0.1 * x), X, **QUICK)
     assert found.best is None or found.best.family == "½‖x‖²"
@@ -246,6 +254,11 @@ def test_held_out_tokens_are_others():
         return x + 0.7 * (attention(x) if len(calls) < 10 else x.sin())
 
     assert not suggest_objective(turncoat, X, candidates=["self-attention energy", "quadratic"], **QUICK)
+
+
+def test_a_layer_that_is_never_the_same_is_told_so():
+    found = suggest_objective(lambda x: x - 0.1 * F.dropout(x, 0.5), X, candidates=["quadratic"], **QUICK)
+    assert "is dropout left on" in str(found)
 
 
 def test_a_layer_at_rest_is_said_to_be():
@@ -316,8 +329,8 @@ def test_projections_are_read_by_their_names():
         ({"candidates": "memories"}, TypeError, "candidates must be a list of names"),
         ({"candidates": ["entropy"]}, ValueError, r"must be some of coding rate(.|\n)*but \['entropy'\] came"),
         ({"candidates": []}, ValueError, "but none came"),
-        ({"nulls": 0}, ValueError, "cases must be at least 1"),
-        ({"heads": 1.5}, TypeError, "must be an integer"),
+        ({"nulls": 0}, ValueError, "nulls must be at least 1, but is 0"),
+        ({"heads": 1.5}, TypeError, "heads must be an integer"),
         ({"layer": lambda x: x @ torch.ones(3, 3)}, ValueError, "cannot be looked at: it raises RuntimeError"),
         ({"layer": lambda x: x * float("nan")}, ValueError, "cannot be looked at"),
     ],
