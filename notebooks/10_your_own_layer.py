@@ -541,7 +541,7 @@ plt.show()
 # | Step size? | every κ < δ/(2‖U‖²) descends (section 3) |
 # | What is frozen? | nothing: the step is the whole gradient |
 # | Mutants? | eight standing, six of its own, all rejected (section 7) |
-# | Domain? | 1 to 12 tokens in the claim, more in `check_layer`; the photograph; bases orthonormal in the claim |
+# | Domain? | 1 to 12 tokens and 70 in the claim, others in `check_layer`; the photograph; bases orthonormal in the claim |
 # | Refuted? | "the trained layer descends at all tokens": tiny tokens break it (section 10) |
 # | Trained: still a step? | yes, to rounding |
 # | Trained: still descends? | on more than 99 % of the test pairs, outside the guarantee |

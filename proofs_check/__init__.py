@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .claim import Claim, Comparison, Measurement, Mutant, Verdict
     from .claims import CLAIMS, find
     from .descent_check import check_descent
+    from .descent_report import DescentReport, descent_report
     from .objective_check import check_objective
     from .plugins import all_claims
     from .run import Campaign, run_claim
@@ -31,6 +32,7 @@ __all__ = [
     "ClaimFailed",
     "Comparison",
     "Counterexample",
+    "DescentReport",
     "Diagnosis",
     "Finding",
     "Match",
@@ -43,6 +45,7 @@ __all__ = [
     "check_layer",
     "check_objective",
     "descent_error",
+    "descent_report",
     "find",
     "load_counterexample",
     "run_claim",
@@ -54,6 +57,7 @@ _HOMES = {
     "claim": ("Claim", "Comparison", "Measurement", "Mutant", "Verdict"),
     "claims": ("CLAIMS", "find"),
     "descent_check": ("check_descent",),
+    "descent_report": ("DescentReport", "descent_report"),
     "objective_check": ("check_objective",),
     "plugins": ("all_claims",),
     "run": ("Campaign", "run_claim"),

@@ -20,6 +20,7 @@ from .certificate import CERTIFIED, Certificate, CertificateError, certify
 from .claim import Claim, Verdict
 from .claims import CLAIMS, foreign, home, select
 from .counterexample import save_all
+from .descent_command import add_descent
 from .inputs import InputError, TokenInput, default_image, from_image, from_tokens
 from .model_commands import add_parsers
 from .plugins import SWITCH, all_claims, left_out, of, problems
@@ -131,6 +132,7 @@ def _parser() -> argparse.ArgumentParser:
 
     add_parsers(commands, _write)
     add_bench(commands, _write)
+    add_descent(commands, _write)
 
     again = add_replay(commands)
     for command in (run, proven, listing, show, again):
