@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .errors import check_tokens
+from .errors import check_single, check_tokens
 
 __all__ = ["nearest_direction", "principal_directions", "subspace_alignment"]
 
@@ -28,6 +28,7 @@ def principal_directions(tokens: Tensor, count: int) -> Tensor:
     tensor([[0., 1.]])
     """
     check_tokens("principal_directions", tokens)
+    check_single("principal_directions", "tokens", tokens)
     if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= tokens.shape[-1]:
         raise ValueError(
             f"principal_directions: count must be an integer from 1 to dim = {tokens.shape[-1]}, but is {count!r}."
@@ -57,7 +58,8 @@ def subspace_alignment(P: Tensor, Q: Tensor) -> Tensor:
     tensor(0.5000)
     """
     check_tokens("subspace_alignment", P)
-    check_tokens("subspace_alignment", Q, P.shape[-1], expects="the other span")
+    check_tokens("subspace_alignment", Q, P.shape[-1], expects="the other span", like=P)
+    check_single("subspace_alignment", "P", P)
     products = _orthonormal_rows("P", P) @ _orthonormal_rows("Q", Q).mT
     return products.square().sum((-2, -1)) / min(P.shape[-2], Q.shape[-2])
 
@@ -78,7 +80,7 @@ def nearest_direction(tokens: Tensor, directions: Tensor) -> Tensor:
     tensor([0, 1])
     """
     check_tokens("nearest_direction", directions)
-    check_tokens("nearest_direction", tokens, directions.shape[-1], expects="directions")
+    check_tokens("nearest_direction", tokens, directions.shape[-1], expects="directions", like=directions)
     lengths = directions.norm(dim=-1, keepdim=True)
     if not bool((lengths > 0).all()):
         raise ValueError("nearest_direction: a direction is zero; every direction needs a length to divide by.")

@@ -8,6 +8,8 @@ from typing import ClassVar, NamedTuple, final
 
 from torch import Tensor
 
+from .errors import check_dense, check_epsilon, check_like, check_positive
+
 __all__ = ["CertifiedStep", "Composite", "Objective", "Proximable", "beta_of", "certified_step_size", "lift", "project"]
 
 
@@ -120,6 +122,14 @@ def certified_step_size(objective: Objective, x: Tensor) -> CertifiedStep:
     >>> certified_step_size(CodingRate(epsilon=0.5), torch.eye(4)).step_size.item()
     0.25
     """
+    if not callable(getattr(objective, "lipschitz", None)):
+        raise TypeError(f"certified_step_size: objective must be an Objective, but is a {type(objective).__name__}.")
+    if not isinstance(x, Tensor):
+        raise TypeError(f"certified_step_size: x must be a torch.Tensor, but is a {type(x).__name__}.")
+    if x.ndim < 2 or 0 in x.shape[-2:]:
+        raise ValueError(
+            f"certified_step_size: x must be (..., tokens, dim) and not empty, but has shape {tuple(x.shape)}."
+        )
     bound = objective.lipschitz(x)
     if bound is None:
         raise ValueError(f"{type(objective).__name__} knows no smoothness constant, so no step size is certified.")
@@ -132,6 +142,9 @@ def beta_of(tokens: int, dim: int, epsilon: float | Tensor) -> float | Tensor:
     >>> beta_of(8, 4, 0.5)
     2.0
     """
+    for name, value in (("tokens", tokens), ("dim", dim)):
+        check_positive("beta_of", name, value)
+    check_epsilon("beta_of", epsilon)
     return dim / (tokens * epsilon**2)
 
 
@@ -141,6 +154,9 @@ def project(x: Tensor, U: Tensor) -> Tensor:
     Shapes
         x ``(..., tokens, dim)``, U ``(heads, dim, head_dim)``; returns ``(..., heads, tokens, head_dim)``.
     """
+    _check_bases("project", "x", x, U)
+    if x.ndim < 2 or x.shape[-1] != U.shape[1]:
+        raise ValueError(f"project: x must be (..., tokens, dim = {U.shape[1]}), but has shape {tuple(x.shape)}.")
     heads, dim, head_dim = U.shape
     flat = U.transpose(0, 1).reshape(dim, heads * head_dim)
     return (x @ flat).unflatten(-1, (heads, head_dim)).transpose(-3, -2)
@@ -152,5 +168,21 @@ def lift(w: Tensor, U: Tensor) -> Tensor:
     Shapes
         w ``(..., heads, tokens, head_dim)``, U ``(heads, dim, head_dim)``; returns ``(..., tokens, dim)``.
     """
+    _check_bases("lift", "w", w, U)
+    if w.ndim < 3 or w.shape[-3] != U.shape[0] or w.shape[-1] != U.shape[2]:
+        raise ValueError(
+            f"lift: w must be (..., heads = {U.shape[0]}, tokens, head_dim = {U.shape[2]}), but has shape {tuple(w.shape)}."
+        )
     heads, dim, head_dim = U.shape
     return w.transpose(-3, -2).flatten(-2) @ U.transpose(-2, -1).reshape(heads * head_dim, dim)
+
+
+def _check_bases(owner: str, name: str, value: Tensor, U: Tensor) -> None:
+    for label, tensor in ((name, value), ("U", U)):
+        if not isinstance(tensor, Tensor) or not tensor.dtype.is_floating_point:
+            kind = str(tensor.dtype) if isinstance(tensor, Tensor) else f"a {type(tensor).__name__}"
+            raise TypeError(f"{owner}: {label} must be a floating-point tensor, but is {kind}.")
+        check_dense(owner, label, tensor)
+    if U.ndim != 3:
+        raise ValueError(f"{owner}: U must be (heads, dim, head_dim), but has shape {tuple(U.shape)}.")
+    check_like(owner, name, value, "U", U)

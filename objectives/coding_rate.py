@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import Objective, beta_of, lift, project
-from .errors import check_basis, check_epsilon, check_tokens, check_weights
+from .errors import check_basis, check_epsilon, check_single, check_tokens, check_weights
 
 __all__ = ["ChannelRate", "CodingRate", "SubspaceCodingRate"]
 
@@ -230,6 +230,7 @@ def _divided(w: Tensor, beta: float | Tensor, factor: Tensor, by_rows: bool, squ
 
 def _factor(w: Tensor, beta: float | Tensor) -> tuple[Tensor, bool, bool]:
     """Lower triangular L with ``L Lᵀ = I + β G``, G the smaller Gram matrix; whether that is ``w wᵀ``, and was formed."""
+    check_single("the coding rate", "x", w)
     by_rows = w.shape[-2] < w.shape[-1]
     tall = w.mT if by_rows else w
     gram = beta * (tall.mT @ tall)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .base import Objective, lift, project
 from .coding_rate import sum_heads, weigh
-from .errors import check_heads, check_matrix, check_positive, check_tokens, check_weights
+from .errors import check_heads, check_matrix, check_positive, check_single, check_tokens, check_weights
 from .softmax_energy import CrossAttentionEnergy
 
 __all__ = ["AttentionEnergy", "EnergyTransformerEnergy", "HopfieldEnergy", "attention_curvature"]
@@ -55,19 +55,20 @@ class HopfieldEnergy(Objective):
 
     def value(self, x: Tensor) -> Tensor:
         """E(x)."""
-        check_tokens("HopfieldEnergy", x, self.memories.shape[-1], expects="memories")
+        check_tokens("HopfieldEnergy", x, self.memories.shape[-1], expects="memories", like=self.memories)
         pieces = [torch.relu(rows @ self.memories.mT).square().sum((-2, -1)) for rows in self._rows(x)]
         return -0.5 * torch.stack(pieces).sum(0)
 
     def gradient(self, x: Tensor) -> Tensor:
         """−relu(x memoriesᵀ) memories."""
-        check_tokens("HopfieldEnergy", x, self.memories.shape[-1], expects="memories")
+        check_tokens("HopfieldEnergy", x, self.memories.shape[-1], expects="memories", like=self.memories)
         return -torch.cat([torch.relu(rows @ self.memories.mT) @ self.memories for rows in self._rows(x)], dim=-2)
 
     def lipschitz(self, x: Tensor) -> Tensor:
         """L = ‖memories‖₂², everywhere."""
         memories = self.memories.detach()
         small = memories @ memories.mT if len(memories) <= memories.shape[-1] else memories.mT @ memories
+        check_single("HopfieldEnergy", "memories", small)
         return torch.linalg.eigvalsh(small)[-1].clamp(min=0)
 
     def _rows(self, x: Tensor) -> tuple[Tensor, ...]:
@@ -178,7 +179,7 @@ class AttentionEnergy(Objective):
         return 2.0 * c * a * b * (1.0 if self.weights is None else self.weights.detach().amax())
 
     def _project(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        check_tokens("AttentionEnergy", x, self.W_Q.shape[-2], expects="W_Q")
+        check_tokens("AttentionEnergy", x, self.W_Q.shape[-2], expects="W_Q", like=self.W_Q)
         check_heads("AttentionEnergy", "W_K", self.W_K, self.W_Q, self.W_Q.shape[-1])
         return project(x, self.W_Q), project(x, self.W_K)
 
@@ -269,6 +270,7 @@ def attention_curvature(tokens: int, *, tied: bool) -> float:
     >>> attention_curvature(2, tied=True), attention_curvature(4, tied=False)
     (1.0, 2.0)
     """
+    check_positive("attention_curvature", "tokens", tokens)
     return 0.5 * (tokens + 2) ** 0.5 if tied else tokens**0.5
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .base import Objective
-from .errors import check_matrix, check_positive, check_stochastic, check_tokens
+from .errors import check_like, check_matrix, check_positive, check_stochastic, check_tokens
 
 __all__ = ["KernelRegression"]
 
@@ -60,6 +60,7 @@ class KernelRegression(Objective):
         owner = "KernelRegression"
         check_matrix(owner, "weights", self.weights, "(..., queries, pairs)")
         check_matrix(owner, "values", self.values, "(..., tokens, dim)")
+        check_like(owner, "weights", self.weights, "values", self.values)
         check_stochastic(owner, "weights", self.weights)
         pairs, tokens = self.weights.shape[-1], self.values.shape[-2]
         if self.support is None:
@@ -137,7 +138,7 @@ class KernelRegression(Objective):
         return torch.cat(pieces, dim=-2)
 
     def _check(self, x: Tensor) -> None:
-        check_tokens("KernelRegression", x, self.values.shape[-1], expects="values")
+        check_tokens("KernelRegression", x, self.values.shape[-1], expects="values", like=self.values)
         if x.shape[-2] != self.weights.shape[-2]:
             raise ValueError(
                 f"KernelRegression: x has {x.shape[-2]} outputs, but weights were made for {self.weights.shape[-2]} queries.\n"

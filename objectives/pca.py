@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .base import Objective, beta_of
 from .coding_rate import rate, rate_gradient
-from .errors import check_epsilon, check_matrix, check_optional_count, check_tokens
+from .errors import check_epsilon, check_matrix, check_optional_count, check_single, check_tokens
 
 __all__ = ["PCARate", "PCAReconstruction", "PCAVariance", "SeparableRate"]
 
@@ -68,7 +68,7 @@ class PCAReconstruction(Objective):
         return 4.0 * largest_eigenvalue(self.tokens) * torch.maximum(3.0 * squared, 1.0 + 2.0 * squared)
 
     def _residual(self, x: Tensor) -> Tensor:
-        check_tokens("PCAReconstruction", x, self.tokens.shape[-1], expects="tokens")
+        check_tokens("PCAReconstruction", x, self.tokens.shape[-1], expects="tokens", like=self.tokens)
         return self.tokens - (self.tokens @ x.mT) @ x
 
 
@@ -103,12 +103,12 @@ class PCAVariance(Objective):
 
     def value(self, x: Tensor) -> Tensor:
         """−tr(x S xᵀ)."""
-        check_tokens("PCAVariance", x, self.tokens.shape[-1], expects="tokens")
+        check_tokens("PCAVariance", x, self.tokens.shape[-1], expects="tokens", like=self.tokens)
         return -(self.tokens @ x.mT).square().sum((-2, -1))
 
     def gradient(self, x: Tensor) -> Tensor:
         """−2 (x Zᵀ) Z."""
-        check_tokens("PCAVariance", x, self.tokens.shape[-1], expects="tokens")
+        check_tokens("PCAVariance", x, self.tokens.shape[-1], expects="tokens", like=self.tokens)
         return -2.0 * ((x @ self.tokens.mT) @ self.tokens)
 
     def lipschitz(self, x: Tensor) -> Tensor:
@@ -177,7 +177,7 @@ class PCARate(Objective):
         return self.beta(x) * largest_eigenvalue(self.tokens)
 
     def _coordinates(self, x: Tensor) -> Tensor:
-        check_tokens("PCARate", x, self.tokens.shape[-1], expects="tokens")
+        check_tokens("PCARate", x, self.tokens.shape[-1], expects="tokens", like=self.tokens)
         return self.tokens @ x.mT
 
 
@@ -239,12 +239,13 @@ class SeparableRate(Objective):
         return self.beta(x) * largest_eigenvalue(self.tokens)
 
     def _coordinates(self, x: Tensor) -> Tensor:
-        check_tokens("SeparableRate", x, self.tokens.shape[-1], expects="tokens")
+        check_tokens("SeparableRate", x, self.tokens.shape[-1], expects="tokens", like=self.tokens)
         return self.tokens @ x.mT
 
 
 def largest_eigenvalue(tokens: Tensor) -> Tensor:
     """λ₁ of ``ZᵀZ`` for tokens ``(..., N, dim)``, from the smaller Gram matrix; not differentiated."""
+    check_single("the largest eigenvalue", "tokens", tokens)
     z = tokens.detach()
     gram = z.mT @ z if z.shape[-2] >= z.shape[-1] else z @ z.mT
     return torch.linalg.eigvalsh(gram)[..., -1].clamp(min=0)

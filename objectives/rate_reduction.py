@@ -12,10 +12,12 @@ from .base import Composite, Objective, beta_of
 from .coding_rate import CodingRate, SubspaceCodingRate, rate, rate_gradient
 from .errors import (
     check_basis,
+    check_dense,
     check_epsilon,
     check_matrix,
     check_member_count,
     check_memberships,
+    check_optional_count,
     check_positive,
     check_tokens,
 )
@@ -220,14 +222,14 @@ class LinearisedRateReduction(Objective):
 
     def gradient(self, x: Tensor) -> Tensor:
         """Σ_k γ_k diag(π_k) x C_k − x E."""
-        check_tokens("LinearisedRateReduction", x, self.E.shape[-1], expects="E")
+        check_tokens("LinearisedRateReduction", x, self.E.shape[-1], expects="E", like=self.E)
         check_member_count("LinearisedRateReduction", x, self.memberships)
         weight = (self.gamma * self.memberships).mT.unsqueeze(-1)
         return (weight * (x.unsqueeze(-3) @ self.C)).sum(-3) - x @ self.E
 
     def value(self, x: Tensor) -> Tensor:
         """½ Σ_i (Σ_k γ_k Π_ik x_iᵀC_kx_i − x_iᵀEx_i)."""
-        check_tokens("LinearisedRateReduction", x, self.E.shape[-1], expects="E")
+        check_tokens("LinearisedRateReduction", x, self.E.shape[-1], expects="E", like=self.E)
         check_member_count("LinearisedRateReduction", x, self.memberships)
         forms = torch.einsum("...nd,kde,...ne->...nk", x, self.C, x)
         whole = torch.einsum("...nd,de,...ne->...", x, self.E, x)
@@ -283,9 +285,13 @@ def one_hot_memberships(labels: Tensor, classes: int | None = None, dtype: torch
         not isinstance(labels, Tensor)
         or labels.dtype.is_floating_point
         or labels.dtype == torch.bool
+        or labels.is_complex()
         or not labels.ndim
+        or not labels.numel()
     ):
-        raise ValueError("one_hot_memberships: labels must be an integer tensor (..., tokens).")
+        raise ValueError("one_hot_memberships: labels must be an integer tensor (..., tokens), and not empty.")
+    check_dense("one_hot_memberships", "labels", labels)
+    check_optional_count("one_hot_memberships", "classes", classes, "the number of columns")
     count = int(labels.max()) + 1 if classes is None else classes
     if int(labels.min()) < 0 or int(labels.max()) >= count:
         raise ValueError(
@@ -308,7 +314,10 @@ def soft_memberships(x: Tensor, C: Tensor, sharpness: float | Tensor) -> Tensor:
     Claims
         redunet.memberships
     """
-    check_tokens("soft_memberships", x, C.shape[-1], expects="C")
+    check_matrix("soft_memberships", "C", C, "(classes, dim, dim)")
+    check_tokens("soft_memberships", x, C.shape[-1], expects="C", like=C)
+    if C.shape[-2] != C.shape[-1]:
+        raise ValueError(f"soft_memberships: C must be (classes, dim, dim), but has shape {tuple(C.shape)}.")
     check_positive("soft_memberships", "sharpness", sharpness)
     lengths = torch.linalg.vector_norm(x.unsqueeze(-3) @ C.mT, dim=-1)
     return torch.softmax(-sharpness * lengths.mT, dim=-1)

@@ -14,6 +14,7 @@ from .errors import (
     check_basis,
     check_epsilon,
     check_heads,
+    check_like,
     check_matrix,
     check_positive,
     check_tokens,
@@ -134,6 +135,7 @@ class SoftRepresentativeRate(Objective):
             check_heads(owner, "queries", self.queries, self.U, self.U.shape[-1])
         else:
             check_matrix(owner, "pooling", self.pooling, "(m, tokens)")
+            check_like(owner, "pooling", self.pooling, "U", self.U)  # type: ignore[arg-type]
 
     def extraction(self, x: Tensor) -> Tensor:
         """P_k = softmax(s q_k W_kᵀ), ``(..., heads, m, tokens)``, rows sum to 1."""
@@ -239,6 +241,11 @@ def feasibility_gap(objective: RepresentativeRate, x: Tensor) -> Tensor:
     Claims
         representatives.feasibility
     """
+    if not isinstance(objective, RepresentativeRate):
+        raise TypeError(
+            f"feasibility_gap: objective must be a RepresentativeRate, but is a {type(objective).__name__}."
+        )
+    check_tokens("feasibility_gap", x, objective.U.shape[-2])
     w = project(x, objective.U)
     tokens_beta = beta_of(x.shape[-2], objective.U.shape[-1], objective.epsilon)
     return (rate(objective.representatives(x), objective.beta()) - rate(w, tokens_beta)).abs()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .base import Objective, lift, project
 from .coding_rate import head_bound, sum_heads, weigh
-from .errors import check_basis, check_heads, check_matrix, check_positive, check_tokens, check_weights
+from .errors import check_basis, check_heads, check_matrix, check_positive, check_single, check_tokens, check_weights
 from .representatives import _check_count, extraction_bound
 
 __all__ = ["CrossAttentionEnergy", "RepresentativeEnergy", "SelfAttentionEnergy", "SymmetricEnergy"]
@@ -58,13 +58,13 @@ class CrossAttentionEnergy(Objective):
 
     def value(self, x: Tensor) -> Tensor:
         """E(x)."""
-        check_tokens("CrossAttentionEnergy", x, self.keys.shape[-1], expects="keys")
+        check_tokens("CrossAttentionEnergy", x, self.keys.shape[-1], expects="keys", like=self.keys)
         energy = -log_sum_exp(x, self.keys, self.scale)
         return energy + 0.5 * x.square().sum((-2, -1)) if self.quadratic else energy
 
     def gradient(self, x: Tensor) -> Tensor:
         """−softmax(s x keysᵀ) keys, plus x with the quadratic term."""
-        check_tokens("CrossAttentionEnergy", x, self.keys.shape[-1], expects="keys")
+        check_tokens("CrossAttentionEnergy", x, self.keys.shape[-1], expects="keys", like=self.keys)
         read = -attend(x, self.keys, self.scale)
         return x + read if self.quadratic else read
 
@@ -285,6 +285,7 @@ def spread(keys: Tensor, scale: float | Tensor) -> Tensor:
     about their mean or about zero, and at most half the squared spectral norm of the centred keys, since
     ‖diag a − a aᵀ‖ ≤ ½.
     """
+    check_single("the smoothness constant of keys or memories", "x", keys)
     keys = keys.detach()
     centred = keys - keys.mean(-2, keepdim=True)
     radius = torch.minimum(centred.square().sum(-1).amax(-1), keys.square().sum(-1).amax(-1))

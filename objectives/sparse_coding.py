@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .base import Composite, Objective, Proximable
-from .errors import check_matrix, check_positive, check_tokens
+from .errors import check_dense, check_like, check_matrix, check_positive, check_tokens
 
 __all__ = ["L1", "NonNegativeL1", "Reconstruction", "sparse_coding"]
 
@@ -43,6 +43,7 @@ class Reconstruction(Objective):
     def __post_init__(self) -> None:
         check_matrix("Reconstruction", "dictionary", self.dictionary, "(dim, atoms)")
         check_matrix("Reconstruction", "data", self.data, "(..., tokens, dim)")
+        check_like("Reconstruction", "data", self.data, "the dictionary", self.dictionary)
         if self.dictionary.ndim != 2 or self.data.shape[-1] != self.dictionary.shape[0]:
             raise ValueError(
                 f"Reconstruction: data (..., tokens, dim) = {tuple(self.data.shape)} does not fit the dictionary"
@@ -51,7 +52,7 @@ class Reconstruction(Objective):
 
     def residual(self, x: Tensor) -> Tensor:
         """``a Dᵀ − data``, ``(..., tokens, dim)``."""
-        check_tokens("Reconstruction", x, self.dictionary.shape[1], expects="the dictionary")
+        check_tokens("Reconstruction", x, self.dictionary.shape[1], expects="the dictionary", like=self.dictionary)
         if x.shape[-2] != self.data.shape[-2]:
             raise ValueError(
                 f"Reconstruction: {x.shape[-2]} codes for {self.data.shape[-2]} tokens of data; there is one code a token."
@@ -104,6 +105,7 @@ class L1(Proximable):
 
     def prox(self, x: Tensor, step_size: float | Tensor) -> Tensor:
         """The soft threshold at ηλ."""
+        _check_prox("L1", x, step_size)
         return x.sign() * (x.abs() - _over_tokens(step_size) * self.weight).clamp(min=0.0)
 
 
@@ -142,6 +144,7 @@ class NonNegativeL1(Proximable):
 
     def prox(self, x: Tensor, step_size: float | Tensor) -> Tensor:
         """ReLU(x − ηλ)."""
+        _check_prox("NonNegativeL1", x, step_size)
         return (x - _over_tokens(step_size) * self.weight).clamp(min=0.0)
 
 
@@ -157,3 +160,13 @@ def sparse_coding(dictionary: Tensor, data: Tensor, weight: float | Tensor, *, n
 
 def _over_tokens(step_size: float | Tensor) -> float | Tensor:
     return step_size[..., None, None] if isinstance(step_size, Tensor) and step_size.ndim else step_size
+
+
+def _check_prox(owner: str, x: object, step_size: object) -> None:
+    if not isinstance(x, Tensor) or not x.dtype.is_floating_point:
+        raise TypeError(f"{owner}: x must be a floating-point tensor, but is {getattr(x, 'dtype', type(x).__name__)}.")
+    check_dense(owner, "x", x)
+    if isinstance(step_size, bool) or not isinstance(step_size, (int, float, Tensor)):
+        raise TypeError(f"{owner}: step_size must be a number or a tensor, but is a {type(step_size).__name__}.")
+    if isinstance(step_size, int) and abs(step_size) >= 2**63:
+        raise ValueError(f"{owner}: step_size must fit into 64 bits, but is {step_size}.")

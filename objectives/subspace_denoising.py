@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .base import Objective, lift, project
 from .coding_rate import head_bound, sum_heads, weigh
-from .errors import check_basis, check_heads, check_matrix, check_positive, check_tokens, check_weights
+from .errors import check_basis, check_dense, check_heads, check_matrix, check_positive, check_tokens, check_weights
 
 __all__ = ["SelectedEnergy", "SubspaceMixture", "signal_to_noise"]
 
@@ -83,9 +83,15 @@ def signal_to_noise(x: Tensor, labels: Tensor, U: Tensor) -> Tensor:
     """
     check_matrix("signal_to_noise", "U", U, "(heads, dim, head_dim)")
     check_tokens("signal_to_noise", x, U.shape[-2])
-    if not isinstance(labels, Tensor) or labels.shape != x.shape[-2:-1] or labels.dtype.is_floating_point:
+    if (
+        not isinstance(labels, Tensor)
+        or labels.shape != x.shape[-2:-1]
+        or labels.dtype.is_floating_point
+        or labels.is_complex()
+    ):
         kind = f"{labels.dtype} {tuple(labels.shape)}" if isinstance(labels, Tensor) else f"a {type(labels).__name__}"
         raise ValueError(f"signal_to_noise: labels must be integers (tokens,) = ({x.shape[-2]},), but is {kind}.")
+    check_dense("signal_to_noise", "labels", labels)
     if not bool(((labels >= 0) & (labels < len(U))).all()):
         raise ValueError(f"signal_to_noise: labels must lie in 0 … {len(U) - 1}, the subspaces of U.")
     w, own = project(x, U), (labels == torch.arange(len(U), device=labels.device)[:, None]).to(x.dtype)

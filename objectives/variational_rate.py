@@ -126,6 +126,12 @@ class SoftVariationalRate(Objective):
 
     def __post_init__(self) -> None:
         _check("SoftVariationalRate", self.U, self.epsilon, self.orthonormal)
+        if isinstance(self.temperature, bool) or not isinstance(self.temperature, (int, float, Tensor)):
+            raise TypeError(
+                f"SoftVariationalRate: temperature must be a number or a tensor, but is {self.temperature!r}."
+            )
+        if isinstance(self.temperature, int) and abs(self.temperature) >= 2**63:
+            raise ValueError(f"SoftVariationalRate: temperature must fit into 64 bits, but is {self.temperature}.")
         tau = torch.as_tensor(self.temperature)
         if tau.ndim > 1 or (tau.ndim and len(tau) != self.U.shape[0]) or not bool(torch.isfinite(tau.detach()).all()):
             raise ValueError(
@@ -267,7 +273,14 @@ class PrefixVariationalRate(Objective):
 
 def head_memberships(x: Tensor, U: Tensor, temperature: float | Tensor) -> Tensor:
     """ToST's memberships ``Π_ik = softmax_k(τ_k ‖x_i U_k‖²)``, ``(..., tokens, heads)``; τ = 1/(2η)."""
+    if isinstance(temperature, bool) or not isinstance(temperature, (int, float, Tensor)):
+        raise TypeError(f"head_memberships: temperature must be a number or a tensor, but is {temperature!r}.")
     lengths = project(x, U).square().sum(-1)
+    if isinstance(temperature, Tensor) and (temperature.ndim > 1 or temperature.numel() not in (1, len(U))):
+        raise ValueError(
+            f"head_memberships: temperature must be one number or one for each head, but is {tuple(temperature.shape)}."
+        )
+    temperature = float(temperature) if isinstance(temperature, int) else temperature
     return torch.softmax(temperature * lengths.mT, dim=-1)
 
 

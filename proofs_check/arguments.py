@@ -57,10 +57,17 @@ def checked_example(example: Any, forward: Any, owner: str = "check_descent") ->
         raise TypeError(f"{owner}: example_input must be a tensor or a numpy array, but is a {type(example).__name__}.")
     if not example.dtype.is_floating_point:
         raise TypeError(f"{owner}: example_input must hold floating-point numbers, but its dtype is {example.dtype}.")
+    if example.layout != torch.strided or example.is_meta:
+        raise TypeError(
+            f"{owner}: example_input must be a dense tensor that holds numbers, but is {example.layout} on {example.device}."
+        )
     if example.ndim < 1 or example.numel() == 0:
         raise ValueError(f"{owner}: example_input must not be empty, but has shape {tuple(example.shape)}.")
     if not bool(torch.isfinite(example).all()):
         raise ValueError(f"{owner}: example_input holds NaN or infinite entries.")
+    size = float(example.detach().abs().max())
+    if size and size * size < torch.finfo(example.dtype).tiny:
+        raise ValueError(f"{owner}: example_input is at most {size:.3g}, whose square is lost; rescale the tokens.")
     example = example.detach().cpu()
     return (example if example.dtype in (torch.float64, torch.float32) else example.float()), numpy_first
 

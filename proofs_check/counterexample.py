@@ -68,7 +68,8 @@ def replay(path: str | Path) -> tuple[Claim, str | None, Case, Measurement]:
 
 def _replay(path: str | Path) -> tuple[Claim, str | None, Case, Measurement, str]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: numpy leaves a file open whose archive it cannot read.
+        with open(os.fspath(path), "rb") as file, np.load(file, allow_pickle=False) as archive:
             if "check_descent" in archive:
                 raise InputError("saved by check_descent, of a layer that its own test alone knows.")
             meta: dict[str, Any] = json.loads(str(archive["meta"]))

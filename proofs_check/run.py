@@ -80,6 +80,10 @@ class _Rejected(Exception):
 
 def run_claim(claim: Claim, campaign: Campaign) -> Verdict:
     """Run one claim, on one thread, and say what is true of it."""
+    if not isinstance(claim, Claim) or not isinstance(campaign, Campaign):
+        raise TypeError(
+            f"run_claim: claim must be a Claim and campaign a Campaign, but are a {type(claim).__name__} and a {type(campaign).__name__}."
+        )
     started = time.perf_counter()
     try:
         with one_thread():

@@ -261,15 +261,22 @@ def check_call(owner: str, x: object, cases: object, seed: object) -> None:
             raise TypeError(f"{owner}: {name} must be an integer, but is {value!r}.")
         if value < least:
             raise ValueError(f"{owner}: {name} must be at least {least}, but is {value}.")
+        if value >= 2**63:
+            raise ValueError(f"{owner}: {name} must fit into 64 bits, but is {value}.")
     if x is None:
         return
     if not isinstance(x, Tensor) or not x.dtype.is_floating_point:
         kind = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"{owner}: x must be a floating-point torch.Tensor (..., tokens, dim), but is {kind}.")
+    if x.layout != torch.strided or x.is_meta:
+        raise TypeError(f"{owner}: x must be a dense tensor that holds numbers, but is {x.layout} on {x.device}.")
     if x.ndim < 2 or 0 in x.shape:
         raise ValueError(f"{owner}: x must be (..., tokens, dim) and not empty, but has shape {tuple(x.shape)}.")
     if not bool(torch.isfinite(x).all()):
         raise ValueError(f"{owner}: x holds NaN or infinite entries.")
+    size = float(x.detach().abs().max())
+    if size and size * size < torch.finfo(x.dtype).tiny:
+        raise ValueError(f"{owner}: x is at most {size:.3g}, whose square is lost in {x.dtype}; rescale the tokens.")
 
 
 def largest(bound: float | Tensor) -> float:

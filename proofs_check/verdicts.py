@@ -167,7 +167,8 @@ def load_counterexample(path: str | os.PathLike[str]) -> Counterexample:
         InputError, a ValueError, for a file that is missing or is none of ours; nothing in it is executed.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # Opened here: numpy leaves a file open whose archive it cannot read.
+        with open(os.fspath(path), "rb") as file, np.load(file, allow_pickle=False) as archive:
             meta: dict[str, Any] = json.loads(str(archive["check_descent"]))
             arrays = [np.asarray(archive[name], dtype=np.float64) for name in ("x", "update", "gradient")]
         if len({array.shape for array in arrays}) > 1:

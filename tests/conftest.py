@@ -10,15 +10,6 @@ matplotlib.use("Agg")
 torch.set_num_threads(1)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Several processes share the tests file by file; the book is made of the notebooks that its process has run."""
-    for item in items:
-        name = item.path.stem
-        group = "notebooks" if name in ("test_book", "test_notebooks") else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(autouse=True)
 def fixed_seed():
     torch.manual_seed(0)

@@ -1,4 +1,7 @@
-"""The book: built without a warning, all its links lead somewhere, and a real browser opens every page from the disk."""
+"""The notebooks run from their sources, and the book of them: no warning, no dead link, and a real browser opens every page.
+
+In one file, since the book is made of what has been run: several processes share the tests file by file.
+"""
 
 import copy
 import os
@@ -16,8 +19,19 @@ import unrolling
 
 ROOT = Path(__file__).parent.parent
 WIDTHS = (1280, 390)
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.py"))
 
 pytest.importorskip("myst_nb", reason="the book needs the dev or book extra")
+
+
+@pytest.mark.filterwarnings("default")  # the machinery of jupyter warns of itself
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs(path, executed):
+    """With its solutions behind it and without a warning; what an assertion finds wrong is raised."""
+    notebook = executed(path)
+    outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
+    assert [o.text for o in outputs if o.output_type == "stream" and o.name == "stderr"] == []
+    assert len([o for o in outputs if "image/png" in o.get("data", {})]) >= 3
 
 
 @pytest.fixture(scope="session")

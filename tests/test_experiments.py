@@ -13,11 +13,11 @@ from unrolling.models import create
 from unrolling.training.command import main
 from unrolling.training.data import IGNORE
 from unrolling.training.experiments import EXPERIMENTS
-from unrolling.training.experiments.common import multiply_adds, spread, throughputs, train_all
+from unrolling.training.experiments.common import multiply_adds, packed, spread, throughputs, train_all, unpacked
 from unrolling.training.experiments.emergent import foreground, jaccard
 from unrolling.training.experiments.fair import VARIANTS, Setting, fair_jobs, label_of, similarities
 from unrolling.training.experiments.landmarks import Probe
-from unrolling.training.experiments.principal import _by_ends, measures, packed, principal, token_labels, unpacked
+from unrolling.training.experiments.principal import _by_ends, measures, principal, token_labels
 
 pytest.importorskip("sklearn", reason="needs scikit-learn's digits")
 

@@ -160,7 +160,7 @@ class AttentionLayer(UnrolledLayer, abc.ABC):
         return self._split(x, "value")
 
     def _split(self, x: Tensor, name: str) -> Tensor:
-        check_tokens_for(type(self).__name__, x, self.dim, self.step.dtype)
+        check_tokens_for(type(self).__name__, x, self.dim, self.step.dtype, self.step)
         flat = getattr(self, name)(x) if self.projections == "free" else x
         return flat.unflatten(-1, (self.heads, self.head_dim)).transpose(-3, -2)
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from .errors import check_count
+from .errors import check_attention, check_count, check_leading, check_rows, finite_number, positive_number
 from .kernels.mita import mita
 from .kernels.tiles import top_indices
 
@@ -34,6 +34,8 @@ __all__ = [
 
 def full_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     """``softmax(s q kᵀ) v``."""
+    check_attention("full_attention", q, k, v)
+    scale = _scale("full_attention", scale)
     return torch.softmax(scale * (q @ k.mT), dim=-1) @ v
 
 
@@ -42,6 +44,10 @@ def linear_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
 
     Katharopoulos et al., arXiv 2006.16236, eq. 7.
     """
+    check_attention("linear_attention", q, k, v)
+    scale = _scale("linear_attention", scale)
+    if not isinstance(scale, Tensor):
+        positive_number("linear_attention", "scale", scale)
     left, right = (F.elu(scale**0.5 * u) + 1.0 for u in (q, k))
     return left @ (right.mT @ v) / (left * right.sum(-2, keepdim=True)).sum(-1, keepdim=True)
 
@@ -51,6 +57,14 @@ def projected_attention(q: Tensor, k: Tensor, v: Tensor, E: Tensor, F_: Tensor, 
 
     Linformer, arXiv 2006.04768, eq. 7.
     """
+    check_attention("projected_attention", q, k, v)
+    check_rows("projected_attention", q=q, E=E, F_=F_)
+    if E.shape[-1] != k.shape[-2] or F_.shape[-1] != k.shape[-2] or E.shape[-2] != F_.shape[-2]:
+        raise ValueError(
+            f"projected_attention: E {tuple(E.shape)} and F_ {tuple(F_.shape)} must be (..., m, tokens = {k.shape[-2]})."
+        )
+    check_leading("projected_attention", q=q, k=k, v=v, E=E, F_=F_)
+    scale = _scale("projected_attention", scale)
     return full_attention(q, E @ k, F_ @ v, scale)
 
 
@@ -59,12 +73,22 @@ def agent_attention(q: Tensor, k: Tensor, v: Tensor, agents: Tensor, scale: floa
 
     Agent attention, arXiv 2312.08874, eq. 4.
     """
+    check_attention("agent_attention", q, k, v)
+    check_rows("agent_attention", q=q, agents=agents)
+    if agents.shape[-1] != k.shape[-1]:
+        raise ValueError(
+            f"agent_attention: agents {tuple(agents.shape)} and k {tuple(k.shape)} must share their last axis."
+        )
+    check_leading("agent_attention", q=q, k=k, v=v, agents=agents)
+    scale = _scale("agent_attention", scale)
     return full_attention(q, agents, full_attention(agents, k, v, scale), scale)
 
 
 def top_k_attention(q: Tensor, k: Tensor, v: Tensor, count: int, scale: float) -> Tensor:
     """Every query attends to the ``count`` keys with the largest products; lower indices win ties."""
     check_count("top_k_attention", "count", count)
+    check_attention("top_k_attention", q, k, v)
+    scale = _scale("top_k_attention", scale)
     scores = q @ k.mT
     return _attend_to(scores, top_indices(scores, count), v, scale)
 
@@ -76,6 +100,8 @@ def block_attention(q: Tensor, k: Tensor, v: Tensor, block: int, blocks_per_quer
     eq. 2 to 6, without its causal mask and without the query's own block forced in; lower indices win ties.
     """
     check_count("block_attention", "blocks_per_query", blocks_per_query)
+    check_attention("block_attention", q, k, v)
+    scale = _scale("block_attention", scale)
     centres = _block_means(k, block, "block_attention")
     return _read_blocks(q, k, v, top_indices(q @ centres.mT, blocks_per_query), block, scale)
 
@@ -89,11 +115,21 @@ def compressed_block_attention(
     gate network; its sliding window and its causal mask are left out.
     """
     check_count("compressed_block_attention", "blocks_per_query", blocks_per_query)
+    check_attention("compressed_block_attention", q, k, v)
+    scale = _scale("compressed_block_attention", scale)
     centres, means = (_block_means(u, block, "compressed_block_attention") for u in (k, v))
     scores = q @ centres.mT
     coarse = torch.softmax(scale * scores, dim=-1) @ means
     fine = _read_blocks(q, k, v, top_indices(scores, blocks_per_query), block, scale)
     return gates[..., :1] * coarse + gates[..., 1:] * fine
+
+
+def _scale(owner: str, scale: float | Tensor) -> float:
+    if isinstance(scale, Tensor):
+        if scale.numel() != 1 or not scale.dtype.is_floating_point:
+            raise TypeError(f"{owner}: scale must be one number, but is {scale.dtype} {tuple(scale.shape)}.")
+        return scale  # type: ignore[return-value]  # learned
+    return finite_number(owner, "scale", scale)
 
 
 def _block_means(rows: Tensor, block: int, owner: str) -> Tensor:

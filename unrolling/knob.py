@@ -51,6 +51,12 @@ def knob(
     ------
         ValueError for fewer than two values, a start outside of them, or a draw that draws nothing.
     """
+    if not callable(draw):
+        raise TypeError(f"knob: draw must be a function of one value, but is a {type(draw).__name__}.")
+    if not isinstance(values, Sequence) and not getattr(values, "ndim", 0):
+        raise TypeError(f"knob: values must be a sequence, but are a {type(values).__name__}.")
+    if isinstance(start, bool) or not isinstance(start, int):
+        raise TypeError(f"knob: start must be an integer, but is {start!r}.")
     if len(values) < 2:
         raise ValueError(f"knob got {len(values)} value(s) of {name}: give at least two to turn between.")
     if not 0 <= start < len(values):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from objectives import Objective
 
-from .errors import check_count
+from .errors import check_count, real_number
 from .steps import over_tokens
 
 __all__ = ["EnergyLayerNorm", "MirrorStep"]
@@ -65,7 +65,7 @@ class EnergyLayerNorm(nn.Module):
     def __init__(self, dim: int, eps: float = 1e-5, bias: bool = True) -> None:
         super().__init__()
         check_count("EnergyLayerNorm", "dim", dim)
-        if not 0 < eps < float("inf"):
+        if not 0 < real_number("EnergyLayerNorm", "eps", eps) < float("inf"):
             raise ValueError(f"EnergyLayerNorm: eps must be positive and finite, but is {eps}.")
         self.dim, self.eps = dim, float(eps)
         self.log_gain = nn.Parameter(torch.zeros(()))

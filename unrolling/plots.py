@@ -33,7 +33,7 @@ def plot_trace(trace: Trace, path: str | os.PathLike[str] | None = None) -> Figu
     """
     from matplotlib.figure import Figure
 
-    _check(trace)
+    _check(trace, path)
     figure = Figure(figsize=(11, 7.4), layout="constrained")
     axes = figure.subplot_mosaic(
         [["rate", "unit"], ["tokens", "cosine"], [_below(trace), "cosine"]], height_ratios=[2, 1, 1]
@@ -54,7 +54,7 @@ def plot_reductions(trace: Trace, path: str | os.PathLike[str] | None = None) ->
     """The third panel of :func:`plot_trace` alone: reductions of tokens and of representatives (CBSA, figure 6)."""
     from matplotlib.figure import Figure
 
-    _check(trace)
+    _check(trace, path)
     figure = Figure(figsize=(7, 4.4), layout="constrained")
     axes = figure.subplot_mosaic([["tokens"], [_below(trace)]])
     for name, panel in axes.items():
@@ -75,11 +75,13 @@ def svg_of(figure: Figure) -> str:
     return text[text.index("<svg") :]
 
 
-def _check(trace: Trace) -> None:
+def _check(trace: Trace, path: str | os.PathLike[str] | None) -> None:
     if not isinstance(trace, Trace):
         raise TypeError(f"plot: a Trace is drawn, but a {type(trace).__name__} was given; call model.trace(x) first.")
     if not len(trace):
         raise ValueError("plot: the trace has no blocks.")
+    if path is not None and not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"plot: path must be a string or a path, but is a {type(path).__name__}.")
 
 
 def _style(axes: Axes, title: str, trace: Trace) -> None:

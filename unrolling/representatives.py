@@ -68,7 +68,7 @@ class GridPool(Representatives):
     def __init__(self, size: tuple[int, int] = (8, 8), grid: tuple[int, int] | None = None) -> None:
         super().__init__()
         for name, value in (("size", size), ("grid", grid)):
-            if value is not None:
+            if value is not None or name == "size":
                 check_pair("GridPool", name, value)
         self.size, self.grid = (size[0], size[1]), grid
         self.count = size[0] * size[1]

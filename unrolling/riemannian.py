@@ -10,7 +10,7 @@ from torch import Tensor
 
 from objectives import CertifiedStep, Objective
 
-from .errors import check_choice
+from .errors import check_choice, check_leading, check_rows
 from .steps import over_tokens
 
 __all__ = ["RiemannianStep", "certified_stiefel_step", "retract", "tangent"]
@@ -70,6 +70,12 @@ class RiemannianStep:
 
 def tangent(x: Tensor, direction: Tensor) -> Tensor:
     """The projection ``v − sym(v xᵀ) x`` onto the tangent space of orthonormal frames at x: ``u xᵀ`` is then skew."""
+    check_rows("tangent", x=x, direction=direction)
+    check_leading("tangent", 0, x=x, direction=direction)
+    if x.shape[-2:] != direction.shape[-2:]:
+        raise ValueError(
+            f"tangent: x {tuple(x.shape)} and direction {tuple(direction.shape)} must both be (..., rows, dim) of one size."
+        )
     product = direction @ x.mT
     return direction - 0.5 * (product + product.mT) @ x
 
@@ -82,6 +88,8 @@ def retract(y: Tensor, retraction: str = "qr") -> Tensor:
     tensor([[0.6000, 0.8000]])
     """
     check_choice("retract", "retraction", retraction, ("qr", "polar"))
+    check_rows("retract", y=y)
+    check_factored("retract", "y", y)
     if y.ndim < 2 or not 1 <= y.shape[-2] <= y.shape[-1]:
         raise ValueError(f"retract: y must be (..., rows, dim) with 1 ≤ rows ≤ dim, but has shape {tuple(y.shape)}.")
     if retraction == "polar":
@@ -124,6 +132,7 @@ def certified_stiefel_step(objective: Objective, x: Tensor) -> CertifiedStep:
 
 def check_orthonormal_rows(owner: str, x: Tensor, tolerance: float | None) -> None:
     """Raise unless x is ``(..., rows, dim)`` with orthonormal rows."""
+    check_rows(owner, x=x)
     if x.ndim < 2 or not 1 <= x.shape[-2] <= x.shape[-1]:
         raise ValueError(
             f"{owner}: x must be (..., rows, dim) with 1 ≤ rows ≤ dim, but has shape {tuple(x.shape)}: no more"
@@ -137,6 +146,14 @@ def check_orthonormal_rows(owner: str, x: Tensor, tolerance: float | None) -> No
             f"{owner}: the rows of x {tuple(x.shape)} are not orthonormal: max |x xᵀ − I| = {deviation:.3g}, tolerance"
             f" {limit:.3g}.\n  Start from unrolling.retract(x), which orthonormalises them."
         )
+
+
+def check_factored(owner: str, name: str, y: Tensor) -> None:
+    """Raise unless y can be factored: no half precision, and where its numbers can be read, finite."""
+    if y.dtype in (torch.float16, torch.bfloat16):
+        raise TypeError(f"{owner}: {name} is {y.dtype}, which has no matrix factorisation; convert it: {name}.float().")
+    if not y.is_meta and not torch.compiler.is_compiling() and not bool(torch.isfinite(y.detach()).all()):
+        raise ValueError(f"{owner}: {name} {tuple(y.shape)} holds NaN or infinite entries.")
 
 
 class _Polar(torch.autograd.Function):

@@ -48,7 +48,8 @@ class GridRotary(nn.Module):
             raise ValueError(
                 f"GridRotary: head_dim must be a multiple of 4 (pairs, rows and columns), but is {head_dim}."
             )
-        self.reference, self.theta = reference, float(theta)
+        theta = float(theta)
+        self.reference, self.theta = reference, theta
         half = head_dim // 2
         self.register_buffer("freqs", 1.0 / theta ** (torch.arange(0, half, 2).float() / half))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from objectives import Objective
 
-from .errors import check_step_number
+from .errors import check_count, check_point, check_step_number, real_number
 
 __all__ = ["ArmijoStep", "ExactLineSearchStep", "GradientStep", "Step"]
 
@@ -39,6 +39,7 @@ class GradientStep:
 
     def __call__(self, objective: Objective, x: Tensor, step_size: float | Tensor) -> Tensor:
         """``x − κ ∇f(x)``."""
+        check_point("GradientStep", objective, x, step_size)
         return x - over_tokens(step_size) * objective.gradient(x)
 
 
@@ -67,13 +68,13 @@ class ArmijoStep:
 
     def __post_init__(self) -> None:
         for name, value in (("shrink", self.shrink), ("slope", self.slope)):
-            if not 0 < value < 1:
+            if not 0 < real_number("ArmijoStep", name, value) < 1:
                 raise ValueError(f"ArmijoStep: {name} must lie in (0, 1), but is {value}.")
-        if self.max_trials < 1:
-            raise ValueError(f"ArmijoStep: max_trials must be at least 1, but is {self.max_trials}.")
+        check_count("ArmijoStep", "max_trials", self.max_trials)
 
     def __call__(self, objective: Objective, x: Tensor, step_size: float | Tensor) -> Tensor:
         """The first sufficient step from ``x``; ``x`` itself where none was found."""
+        check_point("ArmijoStep", objective, x, step_size)
         check_step_number("ArmijoStep", step_size)
         gradient = objective.gradient(x)
         with torch.no_grad():
@@ -108,8 +109,13 @@ class ExactLineSearchStep:
     bisections: int = 80
     max_doublings: int = 60
 
+    def __post_init__(self) -> None:
+        check_count("ExactLineSearchStep", "bisections", self.bisections, 0)
+        check_count("ExactLineSearchStep", "max_doublings", self.max_doublings, 0)
+
     def __call__(self, objective: Objective, x: Tensor, step_size: float | Tensor) -> Tensor:
         """The first stationary point of the objective along its steepest descent from ``x``."""
+        check_point("ExactLineSearchStep", objective, x, step_size)
         check_step_number("ExactLineSearchStep", step_size)
         gradient = objective.gradient(x)
         with torch.no_grad():

@@ -11,7 +11,16 @@ from torch.nn.utils import parametrize
 from objectives import Objective
 
 from .base import UnrolledLayer, hold
-from .errors import check_choice, check_count, check_input, check_sizes, step_in_certificate
+from .errors import (
+    check_choice,
+    check_count,
+    check_input,
+    check_precision,
+    check_sizes,
+    positive_number,
+    real_number,
+    step_in_certificate,
+)
 from .kernels.choice import check_path
 from .orthonormal import OrthonormalColumns
 
@@ -52,6 +61,8 @@ class SubspaceLayer(UnrolledLayer, abc.ABC):
     ) -> None:
         super().__init__()
         owner = self._owner = type(self).__name__  # a parametrization renames the class
+        check_count(owner, "dim", dim)
+        check_count(owner, "heads", heads)
         if U is not None and (not isinstance(U, Tensor) or U.ndim != 3 or U.shape[:2] != (heads, dim)):
             raise ValueError(
                 f"{owner}: U must be a tensor (heads, dim, head_dim) = ({heads}, {dim}, …), but is"
@@ -60,18 +71,23 @@ class SubspaceLayer(UnrolledLayer, abc.ABC):
         if U is not None:
             head_dim = U.shape[-1]
         elif head_dim is None:
-            check_count(owner, "heads", heads)
             head_dim = dim // heads
         check_choice(owner, "basis", basis, ("orthonormal", "free"))
         check_sizes(owner, dim, heads, head_dim, basis == "orthonormal")
         check_choice(owner, "form", form, forms)
         check_count(owner, "class_tokens", class_tokens, 0)
-        for name, value in (("epsilon", epsilon), ("scale", scale)):
-            if value is not None and not (value > 0 and value < float("inf")):
-                raise ValueError(f"{owner}: {name} must be positive and finite, but is {value}.")
+        epsilon = positive_number(owner, "epsilon", epsilon)
+        check_precision(owner, epsilon)
+        scale = None if scale is None else positive_number(owner, "scale", scale)
+        if U is not None and (not U.dtype.is_floating_point or U.layout != torch.strided or U.is_meta):
+            raise TypeError(
+                f"{owner}: U must be a dense floating-point tensor that holds numbers, but is {U.dtype} {U.layout}."
+            )
+        if U is not None and basis == "orthonormal" and U.dtype in (torch.float16, torch.bfloat16):
+            raise TypeError(f"{owner}: U is {U.dtype}, in which nothing is orthonormal; convert it: U.float().")
         self.dim, self.heads, self.head_dim = dim, heads, head_dim
-        self.form, self.epsilon, self.class_tokens = form, float(epsilon), class_tokens
-        self.scale = head_dim**-0.5 if scale is None else float(scale)
+        self.form, self.epsilon, self.class_tokens = form, epsilon, class_tokens
+        self.scale = head_dim**-0.5 if scale is None else scale
         self.certified, self.tied, self.per_head_step = certified, tied, per_head_step
         self.residual, self.projected = residual, projected
         check_path(owner, kernel)
@@ -79,7 +95,7 @@ class SubspaceLayer(UnrolledLayer, abc.ABC):
         self._init_basis(basis, U)
         self.basis_bias = nn.Parameter(torch.zeros_like(self.basis[0])) if coordinate_bias else None
         self._init_output(output_bias)
-        self._init_step(float(step_size), learnable_step)
+        self._init_step(real_number(owner, "step_size", step_size), learnable_step)
 
     def _init_basis(self, basis: str, U: Tensor | None) -> None:
         flat = torch.empty(self.dim, self.heads * self.head_dim)

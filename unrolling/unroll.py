@@ -69,8 +69,14 @@ class Unrolled(nn.Module):
                 f"Unrolled: objective must be an Objective or a callable that builds one, but is a {type(objective).__name__}."
             )
         self.depth, self.shared, self.step = depth, shared, GradientStep() if step is None else step
+        if (
+            isinstance(learn, str)
+            or not isinstance(learn, Sequence)
+            or not all(isinstance(name, str) for name in learn)
+        ):
+            raise TypeError(f"Unrolled: learn must be names of fields, as ('epsilon',), but is {learn!r}.")
         self.learn = tuple(learn)
-        self.certified = step_size == "certified"
+        self.certified = isinstance(step_size, str) and step_size == "certified"
         self.objective: Objective | Callable[[Tensor], Objective] = objective
         stored = 1 if shared else depth
         if not self.certified:
@@ -99,6 +105,8 @@ class Unrolled(nn.Module):
 
     def forward(self, x: Tensor, return_values: bool = False) -> Tensor | tuple[Tensor, Tensor]:
         """The tokens after all steps, and on request the objective's values."""
+        if not isinstance(x, Tensor):
+            raise TypeError(f"Unrolled: x must be a torch.Tensor, but is a {type(x).__name__}.")
         values = []
         step = cast(Callable[[Objective, Tensor | Momentum, Tensor], Tensor | Momentum], self.step)
         point: Tensor | Momentum = x

@@ -79,6 +79,8 @@ def find(id: str) -> Claim:
     ------
         ValueError that lists the nearest known ids.
     """
+    if not isinstance(id, str):
+        raise TypeError(f"find: id must be a string, but is a {type(id).__name__}.")
     for claim in CLAIMS:
         if claim.id == id:
             return claim

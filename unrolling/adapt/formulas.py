@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..attend import attend
-from ..errors import check_choice, check_count
+from ..errors import check_choice, check_count, check_rows, check_share
 from ..layers.mita import mita
 from ..representatives import GridPool, SequencePool
 
@@ -270,6 +270,8 @@ def token_statistics(w: Tensor, dropout: float = 0.0) -> Tensor:
     Source
         ToST, arXiv 2412.17810, section 3, and its code
     """
+    check_rows("token_statistics", 3, w=w)
+    check_share("token_statistics", "dropout", dropout)
     squares, members = w.square(), token_memberships(w)
     part = members / (members.sum(-1, keepdim=True) + 1e-8)
     moments = part.unsqueeze(-2) @ squares

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from objectives import CodingRate
 
-from ..errors import check_count, check_positive_number
+from ..errors import check_count, check_dense, check_positive_number, check_precision, check_rows
 from .choice import PLAIN, choose, full_precision, second_gradient, second_order
 
 __all__ = ["StreamedRate", "coding_rate", "streamed_rate"]
@@ -28,6 +28,7 @@ def coding_rate(x: Tensor, epsilon: float = 0.5, *, tokens: int | None = None, k
         takes the second.
     """
     rate = CodingRate(epsilon, tokens)
+    check_rows("coding_rate", x=x)
     if choose("coding_rate", kernel, lambda: True, x) == PLAIN:
         return rate.value(x)
     return _Rate.apply(x, rate)
@@ -99,6 +100,7 @@ def streamed_rate(
         for rows so long beside ε that their squares, in the rows' precision, have lost the rate.
     """
     check_positive_number("streamed_rate", "epsilon", epsilon)
+    check_precision("streamed_rate", epsilon)
     check_count("streamed_rate", "chunk", chunk)
     if tokens is not None:
         check_count("streamed_rate", "tokens", tokens)
@@ -140,16 +142,30 @@ def streamed_rate(
 
 
 def _pieces(rows: Rows | Iterable[Any], chunk: int) -> Iterator[Tensor]:
+    if isinstance(rows, type):
+        raise TypeError(
+            f"streamed_rate: rows must be a matrix or an iterable of matrices, but are the class {rows.__name__}."
+        )
+    if isinstance(rows, Tensor):
+        check_dense("streamed_rate", "rows", rows)
     if hasattr(rows, "shape"):
         shape = tuple(rows.shape)
         if len(shape) != 2:
             raise ValueError(f"streamed_rate: rows must be a matrix (tokens, dim), but has shape {shape}.")
         starts = range(0, shape[0], chunk)
         parts: Iterable[Any] = (rows[start : start + chunk] for start in starts)  # type: ignore[index]
+    elif isinstance(rows, (str, bytes)) or not isinstance(rows, Iterable):
+        raise TypeError(
+            f"streamed_rate: rows must be a matrix or an iterable of matrices, but are a {type(rows).__name__}."
+        )
     else:
         parts = rows
     for index, part in enumerate(parts):
         piece = part.detach() if isinstance(part, Tensor) else torch.tensor(part)
+        if piece.is_complex() or piece.layout != torch.strided or piece.is_meta:
+            raise TypeError(
+                f"streamed_rate: rows must be dense real numbers, but piece {index} is {piece.dtype} on {piece.device}."
+            )
         if piece.ndim != 2 or piece.shape[1] == 0:
             raise ValueError(f"streamed_rate: piece {index} must be (rows, dim), but has shape {tuple(piece.shape)}.")
         piece = piece.to(torch.promote_types(piece.dtype, torch.float32))

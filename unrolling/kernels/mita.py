@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..attend import attend
-from ..errors import check_count
+from ..errors import check_count, check_leading, check_rows, finite_number
 from .choice import PLAIN, choose
 from .routed import Routing, routed_attention
 from .tiles import repeated, top_indices, top_unordered
@@ -67,6 +67,12 @@ def mita(
     check_count("mita", "experts_per_query", experts_per_query)
     if not shared and keys_per_expert == 0 and experts is None:
         raise ValueError("mita: with shared=False and keys_per_expert=0 a query has nothing to attend to.")
+    check_rows("mita", q=q, k=k, v=v, landmarks=landmarks)
+    check_leading("mita", q=q, k=k, v=v, landmarks=landmarks)
+    if isinstance(scale, Tensor) and scale.numel() != 1:
+        raise ValueError(f"mita: scale must be one number, but has shape {tuple(scale.shape)}.")
+    if scale is not None and not isinstance(scale, Tensor):
+        scale = finite_number("mita", "scale", scale)
     if q.shape[-1] != k.shape[-1] or landmarks.shape[-1] != k.shape[-1] or v.shape[-2] != k.shape[-2]:
         raise ValueError(
             f"mita: q {tuple(q.shape)}, k {tuple(k.shape)} and landmarks {tuple(landmarks.shape)} must share their last axis,"

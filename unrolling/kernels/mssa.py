@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import check_rows, positive_number
 from ..subspace import contract
 from .choice import PLAIN, choose, full_precision, second_gradient, second_order
 from .together import Shard, add, sum_over
@@ -24,6 +25,8 @@ def contract_tokens(w: Tensor, beta: float, kernel: str = "auto", shard: Shard |
     ``g M − w (M D M + (M D M)ᵀ)``, D = wᵀ g. No accuracy is lost by the inverse: the rounding of the Gram matrix, in
     either, is amplified by the same condition number. shard: w holds one rank's tokens; p × p numbers are summed.
     """
+    check_rows("contract_tokens", w=w)
+    beta = beta if isinstance(beta, Tensor) else positive_number("contract_tokens", "beta", beta)
     if choose("contract_tokens", kernel, lambda: w.shape[-2] >= TALL * w.shape[-1], w) == PLAIN:
         return _plain(w, beta, shard)
     if w.dtype in (torch.float16, torch.bfloat16):  # forced under autocast: half precision has no solver

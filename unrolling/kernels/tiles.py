@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from ..errors import check_count
 from .scratch import room
 
 __all__ = ["Tiles", "pick", "repeated", "seen_before", "top_indices", "top_unordered"]
@@ -69,6 +70,10 @@ def pick(rows: Tensor, index: Tensor, name: str = "") -> Tensor:
 
 def top_indices(scores: Tensor, count: int) -> Tensor:
     """The indices of the ``count`` largest entries along the last axis, or of all; lower indices win ties."""
+    check_count("top_indices", "count", count, 0)
+    if not isinstance(scores, Tensor) or scores.is_complex() or scores.ndim < 1 or scores.layout != torch.strided:
+        kind = f"{scores.dtype} {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"a {type(scores).__name__}"
+        raise TypeError(f"top_indices: scores must be a dense real tensor (..., entries), but is {kind}.")
     if count == 0:
         return torch.empty(*scores.shape[:-1], 0, dtype=torch.int64, device=scores.device)
     return torch.sort(scores.detach(), dim=-1, descending=True, stable=True).indices[..., :count]

@@ -11,7 +11,7 @@ from torch import Tensor
 from objectives import Objective, SelectedEnergy
 
 from ..base import UnrolledLayer
-from ..errors import check_choice, check_input
+from ..errors import check_choice, check_input, real_number
 from .mssa import MSSA
 
 __all__ = ["AoT"]
@@ -74,7 +74,7 @@ class AoT(UnrolledLayer):
     ) -> None:
         super().__init__()
         check_choice("AoT", "form", form, ("threshold", "softmax"))
-        if not 0.5 <= threshold < 1:
+        if not 0.5 <= real_number("AoT", "threshold", threshold) < 1:
             raise ValueError(
                 f"AoT: threshold must lie in [0.5, 1), so that a token selects one token at most, but is {threshold}."
             )

@@ -122,6 +122,10 @@ class CBSA(SubspaceLayer):
             residual=residual,
             kernel=kernel,
         )
+        if representatives is not None and not isinstance(representatives, Representatives):
+            raise TypeError(
+                f"CBSA: representatives must be a Representatives, but is a {type(representatives).__name__}."
+            )
         self.representatives = GridPool() if representatives is None else representatives
         if isinstance(self.representatives, (SVD, Axes)) and form != "exact":
             raise ValueError(

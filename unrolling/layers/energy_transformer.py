@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from objectives import AttentionEnergy, CrossAttentionEnergy, EnergyTransformerEnergy, HopfieldEnergy
 
 from ..base import UnrolledLayer
-from ..errors import check_choice, check_count, check_input, check_sizes, step_in_certificate
+from ..errors import check_choice, check_count, check_input, check_sizes, real_number, step_in_certificate
 from ..mirror import EnergyLayerNorm, MirrorStep
 from ..steps import GradientStep, Step, over_tokens
 from .symmetric import both_ways
@@ -85,8 +85,10 @@ class EnergyTransformer(UnrolledLayer):
         check_count(owner, "memories", count)
         check_choice(owner, "activation", activation, ("relu", "softmax"))
         for name, value in (("scale", scale), ("memory_scale", memory_scale)):
+            value = None if value is None else real_number(owner, name, value)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{owner}: {name} must be positive and finite, but is {value}.")
+        step_size = real_number(owner, "step_size", step_size)
         if step_size != step_size or abs(step_size) == float("inf"):
             raise ValueError(f"{owner}: step_size must be finite, but is {step_size}.")
         self.dim, self.heads, self.head_dim = dim, heads, head_dim

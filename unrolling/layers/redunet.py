@@ -107,7 +107,7 @@ class ReduNet(UnrolledLayer):
 
     def memberships(self, x: Tensor) -> Tensor:
         """π̂ ``(..., tokens, classes)``, estimated by the layer's own C_k; rows sum to 1."""
-        check_tokens_for("ReduNet", x, self.dim, self.E.dtype)
+        check_tokens_for("ReduNet", x, self.dim, self.E.dtype, self.E)
         return soft_memberships(x, self.C, self.sharpness)
 
     def forward(self, x: Tensor, memberships: Tensor | None = None) -> Tensor:
@@ -118,7 +118,7 @@ class ReduNet(UnrolledLayer):
 
     def _ascent(self, x: Tensor, Pi: Tensor) -> Tensor:
         """``x E − Σ_k γ_k diag(π_k) x C_k``: by the operators held, or by solving with those of x."""
-        check_tokens_for("ReduNet", x, self.dim, self.E.dtype)
+        check_tokens_for("ReduNet", x, self.dim, self.E.dtype, self.E)
         if tuple(Pi.shape[-2:]) != (x.shape[-2], self.classes):
             raise ValueError(
                 f"ReduNet: memberships must be (..., tokens, classes) = (..., {x.shape[-2]}, {self.classes}), but have shape"

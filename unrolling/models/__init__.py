@@ -129,6 +129,8 @@ def create(name: str, **changes: Any) -> Model:
     >>> create("cbt-tiny", num_classes=10, depth=2).config.embed_dim
     192
     """
+    if not isinstance(name, str):
+        raise TypeError(f"create: name must be a string, but is a {type(name).__name__}.")
     if name not in MODELS:
         near = ", ".join(difflib.get_close_matches(name, MODELS, n=4, cutoff=0.3)) or ", ".join(sorted(MODELS)[:4])
         raise ValueError(f"create: no model is named {name!r}. Nearest: {near}. MODELS lists all {len(MODELS)}.")

@@ -112,7 +112,8 @@ class BlackBox(ImageModel, abc.ABC):
 
     def embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """The tokens that enter the first block, and the grid of the patches."""
-        check_image(type(self).__name__, x, self.config.in_chans, self.patch, whole=self.config.compat is None)
+        whole, like = self.config.compat is None, next(self.stem.parameters())
+        check_image(type(self).__name__, x, self.config.in_chans, self.patch, whole=whole, like=like)
         tokens, grid = self.stem(x)
         return F.dropout(self.positions(tokens, grid), self.config.drop_rate, self.training), grid
 

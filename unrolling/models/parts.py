@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from ..attention import AttentionLayer
 from ..drop_path import DropPath
-from ..errors import check_choice
+from ..errors import check_choice, check_dense
 from ..rms_norm import RMSNorm
 from ..subspace import SubspaceLayer
 
@@ -28,10 +28,19 @@ __all__ = [
 ]
 
 
-def check_image(owner: str, x: object, in_chans: int, patch: tuple[int, int], *, whole: bool = True) -> None:
+def check_image(
+    owner: str, x: object, in_chans: int, patch: tuple[int, int], *, whole: bool = True, like: Tensor | None = None
+) -> None:
     """Raise unless ``x`` is ``(batch, in_chans, H, W)``, in whole patches if ``whole``, of at least one patch."""
     if not isinstance(x, Tensor):
         raise TypeError(f"{owner}: the image must be a torch.Tensor, but is a {type(x).__name__}.")
+    check_dense(owner, "x", x, like)
+    if not x.dtype.is_floating_point:
+        raise TypeError(f"{owner}: x must be a floating-point tensor, but is {x.dtype}: x.float() / 255, normalised.")
+    if like is not None and x.dtype != like.dtype and not torch.is_autocast_enabled(x.device.type):
+        raise TypeError(
+            f"{owner}: x is {x.dtype}, but the network is {like.dtype}. Convert one: x.to(...), model.to(x.dtype)."
+        )
     if x.ndim != 4 or x.shape[1] != in_chans:
         raise ValueError(f"{owner}: images must be (batch, {in_chans}, H, W), but are {tuple(x.shape)}.")
     torn = x.shape[2] % patch[0] or x.shape[3] % patch[1]

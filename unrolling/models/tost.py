@@ -260,7 +260,8 @@ class ToST(ImageModel):
 
     def embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """The patch tokens that enter the first block, without a class token, and their grid."""
-        check_image("ToST", x, self.config.in_chans, self.patch, whole=self.config.compat is None)
+        whole, like = self.config.compat is None, next(self.stem.parameters())
+        check_image("ToST", x, self.config.in_chans, self.patch, whole=whole, like=like)
         x, grid = self.stem(x)
         x = x + self.positions(grid) if self.config.use_pos else x
         return F.dropout(x, self.config.drop_rate, self.training), grid

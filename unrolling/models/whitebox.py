@@ -104,7 +104,8 @@ class WhiteBox(ImageModel, abc.ABC):
     def embed(self, x: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """The tokens that enter the first block, the class token first, and the grid of the patches."""
         whole = isinstance(self.stem, LinearStem) or self.config.compat is None
-        check_image(type(self).__name__, x, self.config.in_chans, self.patch, whole=whole)
+        like = next(self.stem.parameters())
+        check_image(type(self).__name__, x, self.config.in_chans, self.patch, whole=whole, like=like)
         tokens, grid = self.stem(x)
         return F.dropout(self.positions(tokens, grid), self.config.drop_rate, self.training), grid
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import concurrent.futures
+import io
 import itertools
 import multiprocessing
 import time
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -30,10 +33,12 @@ __all__ = [
     "Setting",
     "images_of",
     "multiply_adds",
+    "packed",
     "show",
     "spread",
     "throughputs",
     "train_all",
+    "unpacked",
 ]
 
 
@@ -164,3 +169,24 @@ def throughputs(models: Mapping[str, nn.Module], x: Tensor, rounds: int = 5) -> 
     finally:
         torch.set_num_threads(threads)
     return {name: len(x) / seconds for name, seconds in best.items()}
+
+
+def packed(pixels: Tensor) -> str:
+    """Whole numbers from 0 to 255, ``(height, width)`` or ``(height, width, 3)``, as a PNG in text: JSON of them is ten times as long.
+
+    >>> int(unpacked(packed(torch.tensor([[3, 255]])))[0, 1])
+    255
+    """
+    from PIL import Image
+
+    file = io.BytesIO()
+    Image.fromarray(pixels.squeeze(-1).to(torch.uint8).numpy()).save(file, format="png", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def unpacked(text: str) -> Tensor:
+    """What :func:`packed` has written."""
+    from PIL import Image
+
+    with Image.open(io.BytesIO(base64.b64decode(text))) as picture:
+        return torch.from_numpy(np.asarray(picture).copy())

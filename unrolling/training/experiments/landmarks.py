@@ -19,7 +19,7 @@ from ..loader import generator, normalise
 from ..pretrained.cached import as_the_backbone_has_it
 from ..recipe import Recipe
 from ..run import Job
-from .common import Experiment, Setting, train_all
+from .common import Experiment, Setting, packed, train_all, unpacked
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -181,7 +181,7 @@ def _pruned(setting: Setting, full: Any, held: Data, side: int) -> dict[str, Any
             "class_token": float(counts[0]) / rank,
             "map": patches.unflatten(0, grid).tolist(),
         }
-    return {"by_k": found, "pixels": pixels.tolist()}
+    return {"by_k": found, "pixels": packed(pixels.movedim(0, -1))}
 
 
 def _picture(setting: Setting, held: Data, side: int) -> tuple[Tensor, Tensor]:
@@ -255,7 +255,7 @@ def _figures(found: Mapping[str, Any]) -> dict[str, Figure]:
     pictures, _ = new_figure(1, (4.2 * (1 + len(pruned["by_k"])), 4))
     pictures.clear()
     panels = pictures.subplots(1, 1 + len(pruned["by_k"]), squeeze=False)[0]
-    image = torch.tensor(pruned["pixels"]).movedim(0, -1).squeeze(-1).numpy()
+    image = unpacked(pruned["pixels"]).numpy()
     panels[0].imshow(image, cmap="gray")
     panels[0].set_title("picture", fontsize=9)
     high, wide = image.shape[:2]

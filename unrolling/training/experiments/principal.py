@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -18,7 +15,7 @@ from ..data import IGNORE, Data
 from ..evaluation_command import load_network
 from ..figures import new_figure
 from ..trainer import load_job_data
-from .common import Experiment, Setting, images_of, show, spread, train_all
+from .common import Experiment, Setting, images_of, packed, show, spread, train_all, unpacked
 from .decoders import decoder_jobs
 
 if TYPE_CHECKING:
@@ -160,27 +157,6 @@ def _drawing(
             row[state] = packed(_by_ends(z[i], labels[i]).unflatten(0, grid))
         rows.append(row)
     return {"classes": list(held.classes), "rows": rows}
-
-
-def packed(pixels: Tensor) -> str:
-    """Whole numbers from 0 to 255, ``(height, width)`` or ``(height, width, 3)``, as a PNG in text: JSON of them is ten times as long.
-
-    >>> int(unpacked(packed(torch.tensor([[3, 255]])))[0, 1])
-    255
-    """
-    from PIL import Image
-
-    file = io.BytesIO()
-    Image.fromarray(pixels.squeeze(-1).to(torch.uint8).numpy()).save(file, format="png", optimize=True)
-    return base64.b64encode(file.getvalue()).decode()
-
-
-def unpacked(text: str) -> Tensor:
-    """What :func:`packed` has written."""
-    from PIL import Image
-
-    with Image.open(io.BytesIO(base64.b64decode(text))) as picture:
-        return torch.from_numpy(np.asarray(picture).copy())
 
 
 def _by_ends(tokens: Tensor, labels: Tensor) -> Tensor:
