@@ -23,6 +23,7 @@ lab: $(VENV)/installed-notebooks
 	$(RUN)/jupyter lab notebooks/00_start_here.py
 
 book: $(VENV)/installed-book
+	@mkdir -p $(BOOK)
 	$(RUN)/proofs-check --json $(BOOK)/report.json --html $(BOOK)/report.html
 	$(RUN)/python notebooks/book/build.py --report $(BOOK)/report.json
 
